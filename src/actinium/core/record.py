@@ -1,0 +1,474 @@
+"""Reading activations: once over inputs, or around any call of the model, generation included."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from actinium.core import taps
+from actinium.core.errors import InputError, SiteError
+from actinium.core.inputs import Inputs
+from actinium.core.passes import Pass, Positions, check_positions
+from actinium.core.recording import Recording
+from actinium.core.sites import Site
+from actinium.core.taps import Finished, Program, Tap
+
+if TYPE_CHECKING:
+    from actinium.core.model import Model
+
+__all__ = ["Context", "record", "recording"]
+
+SEQUENCE = ("pos", "query", "key", "key_pos")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a reducer with `wants_context = True` is told about the values.
+
+    Attributes:
+        mask: (batch, pos) bool, False on padding, or None.
+        tokens: (batch, pos) int64, or None.
+        rows: (batch,) int64, numbers of the rows within the whole call.
+        dims: names of the values' dimensions.
+        site: name of the site.
+    """
+
+    mask: Tensor | None
+    tokens: Tensor | None
+    rows: Tensor
+    dims: tuple[str, ...]
+    site: str
+
+
+class Collector:
+    """Gathers what passes at one site, pass by pass.
+
+    `groups` holds one list of pieces for each sequence of passes that share a cache, by call number.
+    """
+
+    def __init__(
+        self, site: Site, tap: Tap, program: Program, call: int | None, change: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.site, self.tap, self.program, self.call, self.change = site, tap, program, call, change
+        self.any_module = tap.part == "" and site.name.startswith("module")
+        self.groups: dict[int, list[list[Tensor]]] = {}
+        self.positions: Positions | None = None
+
+    def __call__(self, raw: Tensor) -> None:
+        call = self.program.calls.get(self.tap.key, 0)
+        wanted = call == (self.call or 0) if not self.any_module or self.call is not None else True
+        if not wanted:
+            return
+        now = taps.current_pass(self.tap.root)
+        value = self.tap.view(raw, now.batch)
+        if now.start and "key_pos" in self.site.dims:
+            return  # the encoder's keys and values do not grow while the decoder writes
+        if self.tap.part in ("k", "v") and now.start:
+            value = value[:, now.start - now.columns :]
+        if self.positions is not None:
+            picked = self._pick(value, now)
+            if picked is None:
+                return
+            value = picked
+        value = self.change(value)
+        groups = self.groups.setdefault(call, [])
+        if not now.start or not groups:
+            groups.append([])
+        self._drop_beyond(groups[-1], now.start)
+        groups[-1].append(value)
+        self.program.pending.discard(self)
+
+    def _pick(self, value: Tensor, now: Pass) -> Tensor | None:
+        dim = next((i for i, d in enumerate(self.site.dims) if d in ("pos", "query")), None)
+        if dim is None:
+            raise InputError(f"{self.site.name} has no positions; its dimensions are {self.site.dims}")
+        n = value.shape[dim]
+        chosen = now.selected(self.positions, n, now.start, value.device)  # type: ignore[arg-type]
+        chosen = chosen.expand(value.shape[0], n)
+        counts = chosen.sum(1)
+        if not bool((counts == counts[0]).all()):
+            raise InputError("positions: the texts do not all have these positions; pass one choice for each row")
+        if int(counts[0]) == 0:
+            return None
+        moved = value.movedim(dim, 1)
+        return moved[chosen].view(value.shape[0], int(counts[0]), *moved.shape[2:]).movedim(1, dim)
+
+    def _drop_beyond(self, pieces: list[Tensor], start: int) -> None:
+        """Forget what a rolled-back pass (assisted decoding) computed beyond the cache's new length."""
+        dim = self._growing()
+        if self.positions is not None or not pieces or dim is None:
+            return
+        have = sum(p.shape[dim] for p in pieces)
+        while pieces and have > start:
+            extra = have - start
+            last = pieces.pop()
+            size = last.shape[dim]
+            if size > extra:
+                pieces.append(last.narrow(dim, 0, size - extra))
+            have -= min(size, extra)
+
+    def _growing(self) -> int | None:
+        """The dimension along which passes of one generation follow each other."""
+        return next((i for i, d in enumerate(self.site.dims) if d in ("pos", "query")), None)
+
+    def take(self, call: int) -> list[Tensor]:
+        """The pieces of each group joined along their positions, and forgotten here."""
+        joined = []
+        for pieces in self.groups.pop(call, []):
+            dim = self._growing()
+            if len(pieces) == 1:
+                joined.append(pieces[0])
+            elif dim is None:
+                dim = 1 if pieces[0].ndim >= 3 else 0
+                joined.append(torch.cat(pieces, dim))
+            else:
+                joined.append(torch.cat(_even(pieces, self.site, skip=dim), dim))
+        return joined
+
+
+def _fill(site: Site) -> float:
+    return float("-inf") if site.part.endswith("scores") else 0.0
+
+
+def _even(pieces: list[Tensor], site: Site, skip: int = 0) -> list[Tensor]:
+    """Pad pieces at the end of every sequence dimension but `skip` to one size."""
+    if len(pieces) == 1 or pieces[0].ndim != len(site.dims):
+        return pieces
+    for dim, name in enumerate(site.dims):
+        if dim == skip or name not in SEQUENCE:
+            continue
+        size = max(p.shape[dim] for p in pieces)
+        if any(p.shape[dim] != size for p in pieces):
+            pieces = [_longer(p, dim, size, _fill(site)) for p in pieces]
+    return pieces
+
+
+def _longer(piece: Tensor, dim: int, size: int, fill: float) -> Tensor:
+    if piece.shape[dim] == size:
+        return piece
+    shape = list(piece.shape)
+    shape[dim] = size - piece.shape[dim]
+    return torch.cat([piece, piece.new_full(shape, fill)], dim)
+
+
+def _blank(value: Tensor, mask: Tensor, site: Site) -> Tensor:
+    """Zeros at padding positions."""
+    for dim, name in enumerate(site.dims):
+        if name in ("pos", "query") and value.ndim > dim and value.shape[dim] == mask.shape[1]:
+            shape = [1] * value.ndim
+            shape[0], shape[dim] = mask.shape
+            value = torch.where(mask.view(shape).to(value.device), value, torch.zeros((), dtype=value.dtype))
+    return value
+
+
+class _Session:
+    """The sites, collectors and program of one recording."""
+
+    def __init__(self, model: Model, at: Any, change: Callable[[Tensor], Tensor], stop: bool) -> None:
+        self.model = model
+        self.program = Program(stop=stop)
+        self.collectors: list[Collector] = []
+        for site, tap, call in model.resolve(at):
+            collector = Collector(site, tap, self.program, call, change)
+            self.collectors.append(collector)
+            self.program.add(tap, collector, reader=True)
+
+    def restart(self) -> None:
+        """Expect every site again."""
+        self.program.pending.update(self.collectors)
+
+    def missing(self) -> None:
+        """Refuse a pass in which a site was never reached.
+
+        Raises:
+            SiteError: naming the sites and how often their modules ran.
+        """
+        for c in self.collectors:
+            if not c.groups:
+                times = self.program.calls.get(c.tap.key, 0)
+                if c.call is not None and times:
+                    raise SiteError(f"{c.site.name}#{c.call}: this module ran {times} times; calls count from #0")
+                raise SiteError(f"{c.site.name}: this module did not run in the forward pass")
+
+
+def _converter(grad: bool, device: Any, dtype: torch.dtype | None) -> Callable[[Tensor], Tensor]:
+    def change(value: Tensor) -> Tensor:
+        value = value if grad else value.detach()
+        return value.to(device=device, dtype=dtype) if device is not None or dtype is not None else value
+
+    return change
+
+
+def _copying(tap: Tap, site: Site) -> bool:
+    # A module of which we know nothing may be followed by one that works in place (ReLU(inplace=True)).
+    return tap.copies or site.name.startswith("module")
+
+
+def _name(collector: Collector, call: int, calls: int) -> str:
+    if collector.call is not None:
+        return f"{collector.site.name}#{collector.call}"
+    return f"{collector.site.name}#{call}" if calls > 1 else collector.site.name
+
+
+def record(
+    model: Model,
+    inputs: Inputs,
+    at: Any,
+    *,
+    positions: Positions | None = None,
+    reduce: Any = None,
+    grad: bool = False,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Recording:
+    """See `Model.record`."""
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    if positions is not None:
+        check_positions(positions)
+        _check_lengths(positions, inputs)
+    session = _Session(model, at, _converter(grad, device, dtype), stop=True)
+    for collector in session.collectors:
+        collector.positions = positions
+        if _copying(collector.tap, collector.site) and not grad:
+            inner = collector.change
+            collector.change = lambda v, inner=inner: inner(v).clone()  # type: ignore[misc]
+    reducers = _reducers(reduce, session.collectors)
+    pieces: dict[str, list[Tensor]] = {}
+    sites: dict[str, Site] = {}
+    with model.running(session.program), nullcontext() if grad else torch.no_grad():
+        for start, args, kwargs in _progress(inputs, batch_size, model.device, progress):
+            taps.state.row_start = start
+            session.restart()
+            try:
+                model.module(*args, **kwargs)
+            except Finished as finished:
+                if finished.program is not session.program:
+                    raise
+            finally:
+                taps.state.row_start = 0
+            session.missing()
+            _collect(session.collectors, pieces, sites, reducers, inputs, start, positions)
+    return _finish(model, inputs, pieces, sites, reducers, positions)
+
+
+def _check_lengths(positions: Positions, inputs: Inputs) -> None:
+    if inputs.tokens is None or isinstance(positions, slice):
+        return
+    lengths = inputs.tokens.mask.sum(1)
+    wanted = (
+        positions
+        if isinstance(positions, Tensor)
+        else torch.as_tensor(positions if isinstance(positions, int) else list(positions))
+    )
+    if wanted.ndim == 2 and wanted.shape[0] != len(lengths):
+        raise InputError(f"positions: {wanted.shape[0]} rows for {len(lengths)} texts")
+    per_row = wanted.reshape(len(lengths) if wanted.ndim == 2 else 1, -1)
+    bad = ((per_row >= lengths[:, None]) | (per_row < -lengths[:, None])).any(1)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise InputError(f"positions: text {row} has {int(lengths[row])} tokens; {positions} is outside")
+
+
+def _progress(inputs: Inputs, batch_size: int | None, device: torch.device, shown: bool) -> Iterator[Any]:
+    batches = inputs.batches(batch_size, device)
+    if not shown:
+        yield from batches
+        return
+    from rich.progress import track
+
+    total = -(-inputs.size // (batch_size or inputs.size))
+    yield from track(batches, description="recording", total=total, transient=True)
+
+
+def _reducers(reduce: Any, collectors: list[Collector]) -> dict[Collector, dict[str, Any]] | None:
+    if reduce is None:
+        return None
+    table = dict(reduce) if isinstance(reduce, Mapping) else {"": reduce}
+    for name, one in table.items():
+        made = one() if inspect.isclass(one) else one
+        if not callable(getattr(made, "update", None)) or not callable(getattr(made, "result", None)):
+            raise InputError(f"reduce{name and f'[{name!r}]'}: a reducer has update() and result(), {one!r} has not")
+    return {
+        c: {name: one() if inspect.isclass(one) else copy.deepcopy(one) for name, one in table.items()}
+        for c in collectors
+    }
+
+
+def _collect(
+    collectors: list[Collector],
+    pieces: dict[str, list[Tensor]],
+    sites: dict[str, Site],
+    reducers: dict[Collector, dict[str, Any]] | None,
+    inputs: Inputs,
+    start: int,
+    positions: Positions | None,
+) -> None:
+    for collector in collectors:
+        calls = sorted(collector.groups)
+        for call in calls:
+            name, site = _name(collector, call, len(calls)), collector.site
+            (value,) = collector.take(call)
+            stop = start + value.shape[0] if value.ndim else start
+            mask = tokens = None
+            if inputs.tokens is not None and positions is None:
+                mask, tokens = inputs.tokens.mask[start:stop], inputs.tokens.ids[start:stop]
+                if not bool(mask.all()):
+                    value = _blank(value, mask, site)
+            sites[name] = site
+            if reducers is None:
+                pieces.setdefault(name, []).append(value)
+                continue
+            pieces.setdefault(name, [])
+            context = Context(mask, tokens, torch.arange(start, stop), _dims(site, value), site.name)
+            for one in reducers[collector].values():
+                _update(one, value, context)
+
+
+def _update(reducer: Any, value: Tensor, context: Context) -> None:
+    if getattr(reducer, "wants_context", False):
+        reducer.update(value, context)
+        return
+    dims = context.dims
+    if "channel" in dims:
+        flat = value.movedim(dims.index("channel"), -1).flatten(0, -2)
+    elif value.ndim < 2:
+        flat = value.reshape(-1, 1)
+    else:
+        # Heads lie side by side in the last dimension, so that a row is one position.
+        merged = value.flatten(2) if dims[-1] == "d_head" and value.ndim == 4 else value
+        flat = merged.flatten(0, -2)
+        mask = context.mask
+        if mask is not None and "pos" in dims and merged.shape[:2] == mask.shape and merged.ndim == 3:
+            flat = merged[mask.to(merged.device)]
+    reducer.update(flat)
+
+
+def _dims(site: Site, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, Tensor) or len(site.dims) == value.ndim:
+        return site.dims
+    if value.ndim == 4:
+        return ("batch", "channel", "height", "width")
+    if value.ndim == 2:
+        return ("batch", "feature")
+    if value.ndim == 3:
+        return ("batch", "pos", "feature")
+    return ("batch", *(f"dim_{i}" for i in range(1, value.ndim)))[: value.ndim]
+
+
+def _finish(
+    model: Model,
+    inputs: Inputs,
+    pieces: dict[str, list[Tensor]],
+    sites: dict[str, Site],
+    reducers: dict[Collector, dict[str, Any]] | None,
+    positions: Positions | None,
+) -> Recording:
+    tokens = inputs.tokens
+    values: dict[str, Any] = {}
+    dims: dict[str, tuple[str, ...]] = {}
+    if reducers is not None:
+        for collector, made in reducers.items():
+            results = {name: one.result() for name, one in made.items()}
+            values[collector.site.name] = results[""] if list(results) == [""] else results
+            dims[collector.site.name] = collector.site.dims
+    else:
+        for name, parts in pieces.items():
+            parts = _even(parts, sites[name])
+            values[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
+            dims[name] = _dims(sites[name], values[name])
+    words = None
+    if tokens is not None and model.tokenizer is not None:
+        words = [model.to_str_tokens(ids[m]) for ids, m in zip(tokens.ids, tokens.mask, strict=True)]
+    return Recording(
+        values,
+        dims,
+        tokens.ids if tokens and positions is None else None,
+        tokens.mask if tokens and positions is None else None,
+        tokens.rows if tokens else torch.arange(inputs.size),
+        words,
+        model.n_layers,
+    )
+
+
+@contextmanager
+def recording(
+    model: Model, at: Any, *, grad: bool = False, device: Any = None, dtype: torch.dtype | None = None
+) -> Iterator[Recording]:
+    """See `Model.recording`."""
+    session = _Session(model, at, _converter(grad, device, dtype), stop=False)
+    for collector in session.collectors:
+        inner = collector.change
+        collector.change = lambda v, inner=inner: inner(v) if grad else inner(v).clone()  # type: ignore[misc]
+    ids = _TokenWatch(model)
+    rec = Recording({}, {}, n_layers=model.n_layers)
+    try:
+        with model.running(session.program, ids.watch()):
+            yield rec
+    finally:
+        rec.tokens, rec.mask = ids.result()
+        for collector in session.collectors:
+            calls = sorted(collector.groups)
+            for call in calls:
+                parts = _even(collector.take(call), collector.site)
+                name = _name(collector, call, len(calls))
+                value = parts[0] if len(parts) == 1 else torch.cat(parts)
+                if rec.mask is not None and not bool(rec.mask.all()):
+                    value = _blank(value, rec.mask, collector.site)
+                rec.values[name] = value
+                rec.dims[name] = _dims(collector.site, value)
+        if rec.tokens is not None:
+            rec.rows = torch.arange(len(rec.tokens))
+            if model.tokenizer is not None and rec.mask is not None:
+                rec.words = [model.to_str_tokens(i[m]) for i, m in zip(rec.tokens, rec.mask, strict=True)]
+
+
+class _TokenWatch:
+    """Remembers the token ids and the mask of each pass of the whole model."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.groups: list[tuple[list[Tensor], Tensor | None]] = []
+
+    def watch(self) -> Callable[[nn.Module, Pass], None]:
+        def seen(module: nn.Module, now: Pass) -> None:
+            ids = now.arguments.get("input_ids")
+            if not isinstance(ids, Tensor) or ids.ndim != 2:
+                return
+            mask = now.arguments.get("attention_mask")
+            mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+            if not now.start or not self.groups:
+                self.groups.append(([], mask))
+            pieces = self.groups[-1][0]
+            have = sum(p.shape[1] for p in pieces)
+            if have > now.start:
+                kept = torch.cat(pieces, 1)[:, : now.start]
+                pieces[:] = [kept]
+            pieces.append(ids.detach().cpu())
+            self.groups[-1] = (pieces, mask)
+
+        return seen
+
+    def result(self) -> tuple[Tensor | None, Tensor | None]:
+        if not self.groups:
+            return None, None
+        ids = [torch.cat(pieces, 1) for pieces, _ in self.groups]
+        masks = []
+        for i, (_, mask) in zip(ids, self.groups, strict=True):
+            whole = torch.ones_like(i, dtype=torch.bool)
+            if mask is not None and mask.shape[0] == i.shape[0]:
+                n = min(mask.shape[1], i.shape[1])
+                whole[:, :n] = mask[:, :n].bool().cpu()
+            masks.append(whole)
+        size = max(i.shape[1] for i in ids)
+        long = [_longer(i, 1, size, 0) for i in ids]
+        return torch.cat(long), torch.cat([_longer(m, 1, size, 0) for m in masks])
