@@ -131,7 +131,7 @@ def compare(name, make, vectors, inside):
     """Gradients with checkpointing against those of plain backward."""
     module = without_dropout(name)
     want, want_named, want_vectors = gradients(module, make, vectors, True)
-    module.gradient_checkpointing_enable({"use_reentrant": False})
+    module.activation_checkpointing_enable()
     got, named, found = gradients(module, make, vectors, inside)
     assert torch.allclose(got, want, rtol=1e-5)
     assert set(named) == set(want_named)
@@ -152,8 +152,9 @@ def test_gradients_with_checkpointing_equal_those_without(name, inside):
     def make():
         return {
             "blocks.0.resid_post": Add(vector).at(positions=[1, -1]),
-            "blocks.1.mlp.out": Scale(1.3),
-            "blocks.2.resid_pre": ProjectOut(bent),
+            "blocks.1.attn.z": Scale(0.3),
+            "blocks.1.mlp.post": Scale(1.7),
+            "blocks.2.attn.out": ProjectOut(bent),
         }
 
     compare(name, make, [vector, bent], inside)
@@ -176,7 +177,7 @@ def test_edits_inside_attention_have_the_same_gradient_under_checkpointing(name)
 
 def test_checkpointed_recording_leaves_no_hook_and_no_implementation_behind():
     module = without_dropout("llama")
-    module.gradient_checkpointing_enable({"use_reentrant": False})
+    module.activation_checkpointing_enable()
     model = Model(module)
     rec = model.record(token_ids(), "blocks.1.attn.pattern", grad=True)
     assert rec["blocks.1.attn.pattern"].requires_grad

@@ -249,9 +249,7 @@ def test_channels_are_the_features_of_images_and_heads_are_merged():
     assert rows.shape == (40, 3)
     torch.testing.assert_close(rows[which == 1][at[which == 1] == 7], images[1, :, 1, 2][None])
     heads = torch.randn(2, 6, 4, 5)
-    rows, _, _ = reducers.feature_rows(
-        heads, context(("batch", "pos", "head", "d_head"), rows=torch.arange(2))
-    )
+    rows, _, _ = reducers.feature_rows(heads, context(("batch", "pos", "head", "d_head"), rows=torch.arange(2)))
     torch.testing.assert_close(rows, heads.reshape(12, 20))
 
 

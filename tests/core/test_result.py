@@ -93,9 +93,7 @@ def test_plot_draws_the_values_it_holds(result):
 
 
 def test_plot_draws_every_variable_of_one_dimension_and_follows_hints():
-    data = xr.Dataset(
-        {n: (("layer",), [1.0, 10.0, 100.0]) for n in ("a", "b")}, attrs={"plot": {"yscale": "log"}}
-    )
+    data = xr.Dataset({n: (("layer",), [1.0, 10.0, 100.0]) for n in ("a", "b")}, attrs={"plot": {"yscale": "log"}})
     ax = Result(data, "m").plot()
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
     assert ax.get_yscale() == "log"

@@ -216,27 +216,17 @@ def switch(root: nn.Module) -> Callable[[], None]:
 class OperationsWatch(TorchFunctionMode):
     """Finds q, k, v, scores and pattern in attention code of a model's own, by its products and its softmax.
 
-    `module` is the attention module being computed now, None outside of one.
+    Args:
+        module: the attention module; the mode is in force while its forward runs.
+        heads: number of query heads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module, heads: int) -> None:
         super().__init__()
-        self.module: nn.Module | None = None
-        self.heads = 0
-        self.stage = 0
-
-    def enter(self, module: nn.Module, heads: int) -> None:
-        """An attention module starts."""
         self.module, self.heads, self.stage = module, heads, 0
-
-    def leave(self) -> None:
-        """It ended."""
-        self.module = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.module is None:
-            return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             return self._fused(args, kwargs)
         if func in SOFTMAX and self.stage == 1:
@@ -302,12 +292,12 @@ class OperationsWatch(TorchFunctionMode):
         return (new if heads_first else new.transpose(1, 2)).reshape(shape)
 
 
-class _Watches(threading.local):
+class _Open(threading.local):
     def __init__(self) -> None:
-        self.active: OperationsWatch | None = None
+        self.watches: list[OperationsWatch] = []
 
 
-watches = _Watches()
+_open = _Open()
 
 
 def install(tap: Tap, root: nn.Module, calls: str, heads: int) -> Callable[[], None]:
@@ -326,35 +316,28 @@ def install(tap: Tap, root: nn.Module, calls: str, heads: int) -> Callable[[], N
         return lambda: here.release(key)
 
     def before(module: nn.Module, args: Any) -> None:
-        if watches.active is not None:
-            watches.active.enter(module, heads)
+        # Entered at each call, not once for the block: only the attention module's own operations concern it.
+        watch = OperationsWatch(module, heads)
+        watch.__enter__()  # type: ignore[no-untyped-call]
+        _open.watches.append(watch)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        if watches.active is not None:
-            watches.active.leave()
+        _open.watches.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
-    handles = [
-        tap.module.register_forward_pre_hook(before),
-        tap.module.register_forward_hook(after, always_call=True),
-    ]
+    here = taps.board(root)
+    key = (id(tap.module), "operations")
 
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
+    def watch() -> Callable[[], None]:
+        handles = [
+            tap.module.register_forward_pre_hook(before),
+            tap.module.register_forward_hook(after, always_call=True),
+        ]
 
-    return remove
+        def remove() -> None:
+            for handle in handles:
+                handle.remove()
 
+        return remove
 
-class operations:
-    """Puts the watch over attention code of a model's own in force in this thread (re-entrant)."""
-
-    def __enter__(self) -> None:
-        self.mine = watches.active is None
-        if self.mine:
-            watches.active = OperationsWatch()
-            watches.active.__enter__()  # type: ignore[no-untyped-call]
-
-    def __exit__(self, *exc: object) -> None:
-        if self.mine and watches.active is not None:
-            watches.active.__exit__(*exc)  # type: ignore[no-untyped-call]
-            watches.active = None
+    here.acquire(key, watch)
+    return lambda: here.release(key)

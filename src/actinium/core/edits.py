@@ -125,6 +125,8 @@ class Edit:
             InputError: if a restriction names a dimension that the site lacks or an index beyond its size, or a
                 vector's size differs from the site's.
         """
+        if not site.dims:
+            return  # of a module's output nothing is known before it runs; then it is checked
         what = f"{type(self).__name__} at {site.name}"
         head, unit = _head_dim(site.dims), _unit_dim(site.dims, len(site.dims))
         if self.positions is not None and not {"pos", "query"} & set(site.dims):

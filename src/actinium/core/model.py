@@ -231,9 +231,6 @@ class Model:
         program.on_pass = on_pass
         towers = self.anatomy.towers
         with ExitStack() as stack:
-            wants_attention = any(t.kind == "attention" for t in program.modules.values())
-            if wants_attention and any(t.stack.calls == "operations" for t in towers):
-                stack.enter_context(attention.operations())
             if not nested:
                 stack.enter_context(self.eagerly())
             stack.enter_context(taps.running(self.module, program, [t.root for t in towers], self._watch))
@@ -449,6 +446,7 @@ class _EditAction:
         site, start = self.site, now.start
         if not site.dims:
             site = Site(site.name, reading._dims(site, value), {}, None, site.part)
+            self.edit.check(site)
         if self.tap.part in ("k", "v"):
             # The attention call sees the keys of the whole sequence; the newest is in the last column.
             n = now.columns - now.start

@@ -83,7 +83,8 @@ class Collector:
             groups.append([])
         self._drop_beyond(groups[-1], now.start)
         groups[-1].append(value)
-        self.program.pending.discard(self)
+        if not self.any_module or self.call is not None:
+            self.program.pending.discard(self)
 
     def _pick(self, value: Tensor, now: Pass) -> Tensor | None:
         dim = next((i for i, d in enumerate(self.site.dims) if d in ("pos", "query")), None)

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,7 @@ __all__ = [
 
 Kind = Literal["output", "input", "stream", "logits", "attention"]
 Key = tuple[int, str]
+CHECKPOINTING = "gradient_checkpointing"
 Action = Callable[[Tensor], Tensor | None]
 
 
@@ -125,15 +127,6 @@ class _State(threading.local):
 
 
 state = _State()
-# A gradient-checkpointed backward may run a block again in a thread of autograd's own, which has no programs: it then
-# takes those of the thread that entered last.
-_entered: list[list[Program]] = []
-
-
-def _programs() -> list[Program]:
-    if not state.programs and _entered and recomputing():
-        return _entered[-1]
-    return state.programs
 
 
 def recomputing() -> bool:
@@ -143,7 +136,7 @@ def recomputing() -> bool:
 
 def live(key: Key) -> tuple[bool, bool]:
     """Whether any program of this thread reads, and whether any edits, at a point."""
-    programs = _programs()
+    programs = state.programs
     return any(key in p.readers for p in programs), any(key in p.edits for p in programs)
 
 
@@ -158,7 +151,7 @@ def dispatch(key: Key, value: Tensor, in_place: bool = False) -> Tensor:
     Raises:
         Finished: if a program that stops early has now read everything.
     """
-    programs = _programs()
+    programs = state.programs
     new = value
     for program in programs:
         for action in program.edits.get(key, ()):
@@ -276,6 +269,10 @@ class Board:
                 del self._counts[key]
                 self._removers.pop(key)()
 
+    def holds(self, key: Key) -> bool:
+        """Whether anyone needs this hook now."""
+        return key in self._counts
+
     @property
     def hooks(self) -> int:
         """Number of hooks installed now."""
@@ -317,6 +314,28 @@ def _install(tap: Tap) -> Callable[[], None]:
     return tap.module.register_forward_pre_hook(_on_input(tap), with_kwargs=True).remove
 
 
+def _checkpointed(root: nn.Module, program: Program, here: Board) -> list[nn.Module]:
+    """The gradient-checkpointed modules that hold an edited point.
+
+    They would run again in a backward pass, perhaps after the block has ended, and then without the edit: while it is
+    in force they keep their activations instead.
+    """
+    if not root.training or not program.edits:
+        return []
+    edited = {program.modules[key].module for key in program.edits}
+    layers = [m for m in root.modules() if getattr(m, CHECKPOINTING, False) or here.holds((id(m), CHECKPOINTING))]
+    return [m for m in layers if any(inner in edited for inner in m.modules())]
+
+
+def _without_checkpointing(layer: nn.Module) -> Callable[[], None]:
+    setattr(layer, CHECKPOINTING, False)
+
+    def back() -> None:
+        setattr(layer, CHECKPOINTING, True)
+
+    return back
+
+
 @contextmanager
 def running(
     root: nn.Module,
@@ -344,6 +363,10 @@ def running(
 
             here.acquire(key, watch)
             held.append(key)
+        for layer in _checkpointed(root, program, here):
+            key = (id(layer), CHECKPOINTING)
+            here.acquire(key, partial(_without_checkpointing, layer))
+            held.append(key)
         for key, tap in program.modules.items():
 
             def install(tap: Tap = tap) -> Callable[[], None]:
@@ -352,12 +375,10 @@ def running(
             here.acquire(key, install)
             held.append(key)
         mine.append(program)
-        _entered.append(mine)
         yield
     finally:
         if program in mine:
             mine.remove(program)
-            _entered.remove(mine)
         for key in held:
             here.release(key)
         if not mine:
