@@ -10,7 +10,7 @@ import torch
 from architectures import BUILDERS, MASKED, SEQ2SEQ, VISION, inputs_for, shared, token_ids
 
 from actinium.core.edits import Add, Fn, Scale
-from actinium.core.families import FAMILIES
+from actinium.core.family_table import FAMILIES
 from actinium.core.inputs import Tokens, pad
 from actinium.core.taps import board
 

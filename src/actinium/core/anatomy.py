@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from actinium.core.families import Block, Family, Stack, family_of
+from actinium.core.families import Block, Family, Stack
+from actinium.core.family_table import family_of
 from actinium.core.recognise import recognise
 from actinium.core.sites import Site
 from actinium.core.taps import Tap

@@ -7,6 +7,8 @@ import importlib.util
 import json
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,9 +191,10 @@ def _pretrained(
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
     try:
-        loaded: Any = cls.from_pretrained(
-            str(folder), dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
-        )
+        with _quiet():
+            loaded: Any = cls.from_pretrained(
+                str(folder), dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
+            )
     except Exception as error:
         raise LoadError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
     module, report = loaded
@@ -206,6 +209,20 @@ def _pretrained(
     model = Model(module.to(device).eval(), _tokenizer(tokenizer) or own, processor, name)
     _check_tokenizer(model)
     return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's own progress bar, which small models flash past."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_folder(folder: Path | str) -> None:

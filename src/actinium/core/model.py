@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from actinium.core import attention, replay, taps
 from actinium.core import record as reading
 from actinium.core.anatomy import Anatomy, Tower, anatomy_of
-from actinium.core.edits import Edit, Where, as_edits
+from actinium.core.editing import EditAction
+from actinium.core.edits import as_edits
 from actinium.core.errors import InputError, SiteError
 from actinium.core.families import Family
 from actinium.core.inputs import Inputs, Tokens, prepare, tokenize
@@ -319,7 +320,7 @@ class Model:
         for name, edit in as_edits(edits):
             for site, tap, call in self.resolve(name):
                 edit.check(site)
-                program.add(tap, _EditAction(edit, site, tap, call, program))
+                program.add(tap, EditAction(edit, site, tap, call, program))
         with self.running(program):
             yield self
 
@@ -430,30 +431,3 @@ class Model:
         new = out if self.kind == "encoder-decoder" else out[:, tokens.ids.shape[1] :]
         decoded: list[str] = self.tokenizer.batch_decode(new, skip_special_tokens=True)
         return decoded[0] if isinstance(inputs, str) else decoded
-
-
-class _EditAction:
-    """One edit at one tap."""
-
-    def __init__(self, edit: Edit, site: Site, tap: Tap, call: int | None, program: Program) -> None:
-        self.edit, self.site, self.tap, self.call, self.program = edit, site, tap, call, program
-
-    def __call__(self, raw: Tensor) -> Tensor | None:
-        if self.call is not None and self.program.calls.get(self.tap.key, 0) != self.call:
-            return None
-        now = taps.current_pass(self.tap.root)
-        value = self.tap.view(raw, now.batch)
-        site, start = self.site, now.start
-        if not site.dims:
-            site = Site(site.name, reading._dims(site, value), {}, None, site.part)
-            self.edit.check(site)
-        if self.tap.part in ("k", "v"):
-            # The attention call sees the keys of the whole sequence; the newest is in the last column.
-            n = now.columns - now.start
-            start = now.start + n - value.shape[1] if "key_pos" not in site.dims else 0
-        new = self.edit(value, Where(site, now, start))
-        if new is value:
-            return None
-        # Where the model goes on in place, it must not write into a tensor that the edit's owner still holds.
-        in_place = self.tap.copies or site.name.startswith("module")
-        return self.tap.unview(new.clone() if in_place else new, raw)

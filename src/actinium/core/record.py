@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from actinium.core import taps
+from actinium.core.collector import Collector, blank, dims_of, even, longer
 from actinium.core.errors import InputError, SiteError
 from actinium.core.inputs import Inputs
 from actinium.core.passes import Pass, Positions, check_positions
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from actinium.core.model import Model
 
 __all__ = ["Context", "record", "recording"]
-
-SEQUENCE = ("pos", "query", "key", "key_pos")
 
 
 @dataclass(frozen=True)
@@ -45,128 +44,6 @@ class Context:
     rows: Tensor
     dims: tuple[str, ...]
     site: str
-
-
-class Collector:
-    """Gathers what passes at one site, pass by pass.
-
-    `groups` holds one list of pieces for each sequence of passes that share a cache, by call number.
-    """
-
-    def __init__(
-        self, site: Site, tap: Tap, program: Program, call: int | None, change: Callable[[Tensor], Tensor]
-    ) -> None:
-        self.site, self.tap, self.program, self.call, self.change = site, tap, program, call, change
-        self.any_module = tap.part == "" and site.name.startswith("module")
-        self.groups: dict[int, list[list[Tensor]]] = {}
-        self.positions: Positions | None = None
-
-    def __call__(self, raw: Tensor) -> None:
-        call = self.program.calls.get(self.tap.key, 0)
-        wanted = call == (self.call or 0) if not self.any_module or self.call is not None else True
-        if not wanted:
-            return
-        now = taps.current_pass(self.tap.root)
-        value = self.tap.view(raw, now.batch)
-        if now.start and "key_pos" in self.site.dims:
-            return  # the encoder's keys and values do not grow while the decoder writes
-        if self.tap.part in ("k", "v") and now.start:
-            value = value[:, now.start - now.columns :]
-        if self.positions is not None:
-            picked = self._pick(value, now)
-            if picked is None:
-                return
-            value = picked
-        value = self.change(value)
-        groups = self.groups.setdefault(call, [])
-        if not now.start or not groups:
-            groups.append([])
-        self._drop_beyond(groups[-1], now.start)
-        groups[-1].append(value)
-        if not self.any_module or self.call is not None:
-            self.program.pending.discard(self)
-
-    def _pick(self, value: Tensor, now: Pass) -> Tensor | None:
-        dim = next((i for i, d in enumerate(self.site.dims) if d in ("pos", "query")), None)
-        if dim is None:
-            raise InputError(f"{self.site.name} has no positions; its dimensions are {self.site.dims}")
-        n = value.shape[dim]
-        chosen = now.selected(self.positions, n, now.start, value.device)  # type: ignore[arg-type]
-        chosen = chosen.expand(value.shape[0], n)
-        counts = chosen.sum(1)
-        if not bool((counts == counts[0]).all()):
-            raise InputError("positions: the texts do not all have these positions; pass one choice for each row")
-        if int(counts[0]) == 0:
-            return None
-        moved = value.movedim(dim, 1)
-        return moved[chosen].view(value.shape[0], int(counts[0]), *moved.shape[2:]).movedim(1, dim)
-
-    def _drop_beyond(self, pieces: list[Tensor], start: int) -> None:
-        """Forget what a rolled-back pass (assisted decoding) computed beyond the cache's new length."""
-        dim = self._growing()
-        if self.positions is not None or not pieces or dim is None:
-            return
-        have = sum(p.shape[dim] for p in pieces)
-        while pieces and have > start:
-            extra = have - start
-            last = pieces.pop()
-            size = last.shape[dim]
-            if size > extra:
-                pieces.append(last.narrow(dim, 0, size - extra))
-            have -= min(size, extra)
-
-    def _growing(self) -> int | None:
-        """The dimension along which passes of one generation follow each other."""
-        return next((i for i, d in enumerate(self.site.dims) if d in ("pos", "query")), None)
-
-    def take(self, call: int) -> list[Tensor]:
-        """The pieces of each group joined along their positions, and forgotten here."""
-        joined = []
-        for pieces in self.groups.pop(call, []):
-            dim = self._growing()
-            if len(pieces) == 1:
-                joined.append(pieces[0])
-            elif dim is None:
-                dim = 1 if pieces[0].ndim >= 3 else 0
-                joined.append(torch.cat(pieces, dim))
-            else:
-                joined.append(torch.cat(_even(pieces, self.site, skip=dim), dim))
-        return joined
-
-
-def _fill(site: Site) -> float:
-    return float("-inf") if site.part.endswith("scores") else 0.0
-
-
-def _even(pieces: list[Tensor], site: Site, skip: int = 0) -> list[Tensor]:
-    """Pad pieces at the end of every sequence dimension but `skip` to one size."""
-    if len(pieces) == 1 or pieces[0].ndim != len(site.dims):
-        return pieces
-    for dim, name in enumerate(site.dims):
-        if dim == skip or name not in SEQUENCE:
-            continue
-        size = max(p.shape[dim] for p in pieces)
-        if any(p.shape[dim] != size for p in pieces):
-            pieces = [_longer(p, dim, size, _fill(site)) for p in pieces]
-    return pieces
-
-
-def _longer(piece: Tensor, dim: int, size: int, fill: float) -> Tensor:
-    if piece.shape[dim] == size:
-        return piece
-    shape = list(piece.shape)
-    shape[dim] = size - piece.shape[dim]
-    return torch.cat([piece, piece.new_full(shape, fill)], dim)
-
-
-def _blank(value: Tensor, mask: Tensor, site: Site) -> Tensor:
-    """Zeros at padding positions."""
-    for dim, name in enumerate(site.dims):
-        if name in ("pos", "query") and value.ndim > dim and value.shape[dim] == mask.shape[1]:
-            shape = [1] * value.ndim
-            shape[0], shape[dim] = mask.shape
-            value = torch.where(mask.view(shape).to(value.device), value, torch.zeros((), dtype=value.dtype))
-    return value
 
 
 class _Session:
@@ -324,13 +201,13 @@ def _collect(
             if inputs.tokens is not None and positions is None:
                 mask, tokens = inputs.tokens.mask[start:stop], inputs.tokens.ids[start:stop]
                 if not bool(mask.all()):
-                    value = _blank(value, mask, site)
+                    value = blank(value, mask, site)
             sites[name] = site
             if reducers is None:
                 pieces.setdefault(name, []).append(value)
                 continue
             pieces.setdefault(name, [])
-            context = Context(mask, tokens, torch.arange(start, stop), _dims(site, value), site.name)
+            context = Context(mask, tokens, torch.arange(start, stop), dims_of(site, value), site.name)
             for one in reducers[collector].values():
                 _update(one, value, context)
 
@@ -354,18 +231,6 @@ def _update(reducer: Any, value: Tensor, context: Context) -> None:
     reducer.update(flat)
 
 
-def _dims(site: Site, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, Tensor) or len(site.dims) == value.ndim:
-        return site.dims
-    if value.ndim == 4:
-        return ("batch", "channel", "height", "width")
-    if value.ndim == 2:
-        return ("batch", "feature")
-    if value.ndim == 3:
-        return ("batch", "pos", "feature")
-    return ("batch", *(f"dim_{i}" for i in range(1, value.ndim)))[: value.ndim]
-
-
 def _finish(
     model: Model,
     inputs: Inputs,
@@ -384,9 +249,9 @@ def _finish(
             dims[collector.site.name] = collector.site.dims
     else:
         for name, parts in pieces.items():
-            parts = _even(parts, sites[name])
+            parts = even(parts, sites[name])
             values[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
-            dims[name] = _dims(sites[name], values[name])
+            dims[name] = dims_of(sites[name], values[name])
     words = None
     if tokens is not None and model.tokenizer is not None:
         words = [model.to_str_tokens(ids[m]) for ids, m in zip(tokens.ids, tokens.mask, strict=True)]
@@ -420,13 +285,13 @@ def recording(
         for collector in session.collectors:
             calls = sorted(collector.groups)
             for call in calls:
-                parts = _even(collector.take(call), collector.site)
+                parts = even(collector.take(call), collector.site)
                 name = _name(collector, call, len(calls))
                 value = parts[0] if len(parts) == 1 else torch.cat(parts)
                 if rec.mask is not None and not bool(rec.mask.all()):
-                    value = _blank(value, rec.mask, collector.site)
+                    value = blank(value, rec.mask, collector.site)
                 rec.values[name] = value
-                rec.dims[name] = _dims(collector.site, value)
+                rec.dims[name] = dims_of(collector.site, value)
         if rec.tokens is not None:
             rec.rows = torch.arange(len(rec.tokens))
             if model.tokenizer is not None and rec.mask is not None:
@@ -471,5 +336,5 @@ class _TokenWatch:
                 whole[:, :n] = mask[:, :n].bool().cpu()
             masks.append(whole)
         size = max(i.shape[1] for i in ids)
-        long = [_longer(i, 1, size, 0) for i in ids]
-        return torch.cat(long), torch.cat([_longer(m, 1, size, 0) for m in masks])
+        long = [longer(i, 1, size, 0) for i in ids]
+        return torch.cat(long), torch.cat([longer(m, 1, size, 0) for m in masks])
