@@ -56,9 +56,7 @@ def test_every_command_has_help(invoke, command):
 
 
 def test_module_runs_as_the_command_line():
-    done = subprocess.run(
-        [sys.executable, "-m", "actinium", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "actinium", "--version"], capture_output=True, text=True, check=True)
     from actinium import __version__
 
     assert done.stdout == f"actinium {__version__}\n"

@@ -127,15 +127,11 @@ def test_evidence_says_where_it_cannot_be_saved(tmp_path):
         evidence.save(tmp_path / "file")
 
 
-@pytest.mark.parametrize(
-    ("holds", "verdict"), [(True, "holds"), (False, "not shown"), (None, "cannot be judged")]
-)
+@pytest.mark.parametrize(("holds", "verdict"), [(True, "holds"), (False, "not shown"), (None, "cannot be judged")])
 def test_a_claim_that_does_not_show_is_said_not_to_show(holds, verdict):
     from rich.console import Console
 
-    evidence = Evidence(
-        measured={"rate [%]": 12.345678}, claimed="c", holds=holds, paper=paper(24, claim="x")
-    )
+    evidence = Evidence(measured={"rate [%]": 12.345678}, claimed="c", holds=holds, paper=paper(24, claim="x"))
     console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(evidence)
     text = console.export_text()
