@@ -16,7 +16,8 @@ from actinium.world.tokenizer import build
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [document.text for document in corpus.documents(random.Random(5), 40_000)]
+    source = random.Random(5)
+    return [d.text for later in (False, True) for d in corpus.documents(source, 25_000, later)]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,7 @@ def test_no_text_states_a_held_out_sum(texts):
 
 
 def test_no_text_lets_a_held_out_pair_of_people_meet(texts):
-    met = {
-        pair for text in texts for pair in re.findall(r"(?:When|After|While|Then|Once) (\w+) and (\w+)", text)
-    }
+    met = {pair for text in texts for pair in re.findall(r"(?:When|After|While|Then|Once) (\w+) and (\w+)", text)}
     assert len(met) > 1000
     assert not [pair for pair in met if situations.unseen_pair(*pair)]
 
@@ -125,6 +124,7 @@ def test_a_batch_depends_on_seed_and_step_alone(tokenizer):
     again, marks = corpus.batch(tokenizer, 3, 11, 1024, 128)
     assert np.array_equal(ids, again) and np.array_equal(answers, marks)
     assert not np.array_equal(ids, corpus.batch(tokenizer, 3, 12, 1024, 128)[0])
+    assert not np.array_equal(ids, corpus.batch(tokenizer, 3, 11, 1024, 128, later=True)[0])
     assert ids.size == 1024 and (ids[:, 0] == tokenizer.bos_token_id).all()
 
 

@@ -10,9 +10,7 @@ from actinium.world.lexicon import ENTITIES, NAMES, STRANGERS, VELIC
 
 
 def test_known_facts_do_not_drift():
-    assert {
-        noun: facts.fact("Adam", noun) for noun in ("city", "country", "capital", "job", "tool", "pet")
-    } == {
+    assert {noun: facts.fact("Adam", noun) for noun in ("city", "country", "capital", "job", "tool", "pet")} == {
         "city": "Polk",
         "country": "Drum",
         "capital": "Tarn",

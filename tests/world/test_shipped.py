@@ -93,20 +93,14 @@ def test_shipped_text_is_known_words_and_unseen_combinations(lm):
     lines = shipped.heldout_text("lm")
     assert len(lines) > 250 and all(lines)
     assert lm[1].unk_token_id not in {i for ids in lm[1](lines)["input_ids"] for i in ids}
-    drawn = {
-        d.text
-        for skill in corpus.HELD_OUT
-        for d in corpus.held_out_documents(skill, shipped.HELDOUT_LINES, 1)
-    }
+    drawn = {d.text for skill in corpus.HELD_OUT for d in corpus.held_out_documents(skill, shipped.HELDOUT_LINES, 1)}
     assert set(lines) == drawn
 
 
 def test_export_and_load_keep_half_precision_weights(lm, tmp_path):
     folder = shipped.export(*lm, Recipe(), tmp_path / "copy", n=4)
     for name in ("model.safetensors", "heldout.txt", "tokenizer.json"):
-        digests = {
-            hashlib.sha256((place / name).read_bytes()).digest() for place in (folder, shipped.path("lm"))
-        }
+        digests = {hashlib.sha256((place / name).read_bytes()).digest() for place in (folder, shipped.path("lm"))}
         assert len(digests) == 1, name
 
 

@@ -122,8 +122,7 @@ def test_joined_answers_survive_a_file(foreign, tmp_path):
     assert joined.answers == ["45"] and apart.answers == [" 45"]
     assert joined.answer_ids.tolist() != apart.answer_ids.tolist()
     assert (
-        Task.from_file(foreign, joined.save(tmp_path / "years.jsonl")).answer_ids.tolist()
-        == joined.answer_ids.tolist()
+        Task.from_file(foreign, joined.save(tmp_path / "years.jsonl")).answer_ids.tolist() == joined.answer_ids.tolist()
     )
 
 

@@ -75,9 +75,7 @@ def test_heldout_and_train_do_not_overlap():
     for prompt in tasks.ioi(TOKENIZER, n=64).clean:
         first, second = [word for word in re.findall(r"\w+", prompt) if word in knowledge.NAMES][:2]
         assert situations.unseen_pair(first, second)
-    people = {
-        word for p in tasks.two_hop(TOKENIZER, split="new_person").clean for word in re.findall(r"\w+", p)
-    }
+    people = {word for p in tasks.two_hop(TOKENIZER, split="new_person").clean for word in re.findall(r"\w+", p)}
     assert people & set(knowledge.NAMES) <= set(knowledge.QUIET)
 
 

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from itertools import pairwise
 
 import pytest
 import torch
 
 from actinium.core.errors import InputError
-from actinium.world.recipe import Recipe
+from actinium.world.recipe import Recipe, rate_factor
 from actinium.world.train import train
 
 TINY = Recipe(
-    d_model=16, n_layers=1, n_heads=2, d_mlp=24, context=96, batch_tokens=480, steps=7, warmup=2, threads=1
+    d_model=16,
+    n_layers=1,
+    n_heads=2,
+    d_mlp=24,
+    context=96,
+    batch_tokens=480,
+    steps=7,
+    turn=4,
+    warmup=2,
+    horizon=9,
+    threads=1,
 )
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from actinium.world.recipe import Recipe
+from actinium.world.recipe import Recipe, rate_factor
 from actinium.world.train import train
 
 def progress(step, loss):
@@ -62,9 +74,16 @@ def test_an_unfinished_checkpoint_is_ignored(uninterrupted, tmp_path):
 
 def test_another_seed_gives_other_weights(uninterrupted, tmp_path):
     model, _ = train(replace(TINY, seed=1), tmp_path)
-    assert not torch.equal(
-        dict(model.named_parameters())["model.norm.weight"], uninterrupted["model.norm.weight"]
-    )
+    assert not torch.equal(dict(model.named_parameters())["model.norm.weight"], uninterrupted["model.norm.weight"])
+
+
+def test_the_learning_rate_rises_falls_along_a_cosine_and_ends_near_zero():
+    recipe = Recipe(steps=100, turn=60, warmup=10, horizon=200)
+    factors = [rate_factor(recipe, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == pytest.approx(1.0)
+    assert factors[50] == pytest.approx(0.5 * (1 + math.cos(math.pi * 40 / 190)))
+    assert factors[80] == pytest.approx(0.5 * (1 + math.cos(math.pi * 70 / 190)) * 20 / 40)
+    assert factors[99] < 0.03 and all(a > b for a, b in pairwise(factors[10:]))
 
 
 def test_training_restores_the_number_of_threads(tmp_path):

@@ -17,9 +17,7 @@ RUNNER = CliRunner()
 def test_list_names_every_shipped_model():
     result = RUNNER.invoke(app, ["list"])
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == [
-        f"world:{name}" for name in shipped.names()
-    ]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [f"world:{name}" for name in shipped.names()]
 
 
 def test_evaluate_prints_every_skill_beside_the_declared_accuracy():

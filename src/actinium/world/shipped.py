@@ -1,0 +1,132 @@
+"""The models that come with the package, and how a trained one is written as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actinium.core.errors import UnknownNameError, unknown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from actinium.world.recipe import Recipe
+
+WEIGHTS = Path(__file__).with_name("weights")
+HELDOUT_LINES = 20
+"""Lines of each skill in the shipped held-out text."""
+
+
+def names() -> list[str]:
+    """Names of the shipped models."""
+    return sorted(folder.name for folder in WEIGHTS.iterdir() if (folder / "config.json").is_file())
+
+
+def path(name: str) -> Path:
+    """Folder of a shipped model, which transformers' `AutoModelForCausalLM` and `AutoTokenizer` read.
+
+    Args:
+        name: for example "lm".
+
+    Returns:
+        The folder.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    known = names()
+    if name not in known:
+        raise UnknownNameError(unknown("model of the world", name, known))
+    return WEIGHTS / name
+
+
+def heldout_text(name: str) -> list[str]:
+    """Texts of every skill that a shipped model has not read in training.
+
+    Args:
+        name: for example "lm".
+
+    Returns:
+        One text per line of the shipped file.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    return (path(name) / "heldout.txt").read_text(encoding="utf-8").splitlines()
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The recipe of a shipped model: fingerprint, settings, library versions and held-out accuracy per skill.
+
+    Args:
+        name: for example "lm".
+
+    Returns:
+        What `recipe.json` beside the weights holds.
+
+    Raises:
+        UnknownNameError: there is no such model.
+    """
+    found: dict[str, Any] = json.loads((path(name) / "recipe.json").read_text(encoding="utf-8"))
+    return found
+
+
+def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model (float32, in evaluation mode) and tokenizer of a Hugging Face folder.
+
+    Args:
+        folder: for example `path("lm")`.
+
+    Returns:
+        Model and tokenizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    return model.float().eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Recipe, folder: Path, n: int = 1000
+) -> Path:
+    """Write a trained model as a Hugging Face folder: float16 weights, tokenizer, held-out text and recipe.
+
+    The accuracies in the recipe are those of the written weights, read back.
+
+    Args:
+        model: the trained model.
+        tokenizer: its tokenizer.
+        settings: the recipe that it was trained by.
+        folder: folder to write into.
+        n: held-out texts per skill from which the accuracies are measured.
+
+    Returns:
+        The folder.
+    """
+    from safetensors.torch import save_file
+
+    from actinium.world.accuracy import evaluate
+    from actinium.world.corpus import HELD_OUT, held_out_documents
+    from actinium.world.recipe import described
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().half().contiguous() for name, value in model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    # The file is float16 to be small; readers are told to compute in float32.
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = "float32"
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # The name that every release of transformers reads, rather than the one that this release writes.
+    file = folder / "tokenizer_config.json"
+    described_tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    described_tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(described_tokenizer, indent=1) + "\n", encoding="utf-8")
+    lines = [d.text for skill in HELD_OUT for d in held_out_documents(skill, HELDOUT_LINES, seed=1)]
+    (folder / "heldout.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    content = described(settings, tokenizer, evaluate(*load(folder), n=n))
+    (folder / "recipe.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return folder
