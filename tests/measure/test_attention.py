@@ -15,9 +15,7 @@ from actinium.measure.attention import _Heads
 def summarise(pattern: torch.Tensor, mask=None, tokens=None, causal=True):
     """Means of one batch (batch, head, query, key)."""
     heads = _Heads(causal, threshold=0.3, min_queries=8)
-    heads.update(
-        pattern, Context(("batch", "head", "query", "key"), mask, tokens, torch.arange(len(pattern)), "x")
-    )
+    heads.update(pattern, Context(("batch", "head", "query", "key"), mask, tokens, torch.arange(len(pattern)), "x"))
     return heads.result()
 
 
@@ -50,9 +48,7 @@ def test_received_attention_averages_over_the_queries_that_see_the_key():
     pattern = causal_even(4)
     received, seen = measure.received_attention(pattern)
     assert seen.tolist() == [3, 3, 2, 1]
-    assert received.tolist() == pytest.approx(
-        [(1 / 2 + 1 / 3 + 1 / 4) / 3, (1 / 2 + 1 / 3 + 1 / 4) / 3, 7 / 24, 1 / 4]
-    )
+    assert received.tolist() == pytest.approx([(1 / 2 + 1 / 3 + 1 / 4) / 3, (1 / 2 + 1 / 3 + 1 / 4) / 3, 7 / 24, 1 / 4])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -86,9 +82,7 @@ def test_summary_of_a_model_equals_the_recorded_pattern(language_model, ragged):
 def test_a_vision_transformer_attends_in_both_directions(vit, images):
     got = measure.attention_summary(vit, images)
     pattern = vit.record(images, "blocks.0.attn.pattern")["blocks.0.attn.pattern"]
-    np.testing.assert_allclose(
-        got["diagonal"].sel(layer=0), pattern.diagonal(0, -2, -1).mean((0, 2)), rtol=1e-5
-    )
+    np.testing.assert_allclose(got["diagonal"].sel(layer=0), pattern.diagonal(0, -2, -1).mean((0, 2)), rtol=1e-5)
     n = pattern.shape[-1]
     expected = measure.attention_entropy(pattern).mean((0, 2)) / np.log(n)
     np.testing.assert_allclose(got["relative_entropy"].sel(layer=0), expected, rtol=1e-5)

@@ -180,3 +180,13 @@ def test_a_vision_transformer_is_searched_too(vit, images):
     report = measure.find_massive_activations(vit, images, abs_thr=0, rel_thr=0)
     assert report.first_layer() == 0
     assert set(report.entries["row"]) == {0, 1, 2}
+
+
+def test_an_encoder_decoder_is_searched_by_its_own_positions():
+    import architectures
+
+    report = measure.find_massive_activations(
+        architectures.shared("t5"), architectures.inputs_for("t5"), abs_thr=0, rel_thr=0
+    )
+    assert report.sites[0] == "decoder.blocks.0.resid_post"
+    assert report.entries["position"].max() == 4

@@ -52,9 +52,7 @@ def test_sensitivity_equals_rounding_the_weights_by_hand(language_model, ragged)
                 m.weight.copy_(measure.round_to_nearest(m.weight, 4, along))
     reference = model.logits(ragged)[ragged.mask].detach()
     rounded = type(model)(module).logits(ragged)[ragged.mask].detach()
-    assert float(got["sqnr"].sel(bits=4, layer="blocks.1")) == pytest.approx(
-        measure.sqnr(reference, rounded), rel=1e-4
-    )
+    assert float(got["sqnr"].sel(bits=4, layer="blocks.1")) == pytest.approx(measure.sqnr(reference, rounded), rel=1e-4)
 
 
 def test_fewer_bits_make_more_noise_and_all_layers_more_than_one(any_transformer):

@@ -39,11 +39,7 @@ def test_ranks_of_one_direction_are_one_and_of_none_zero():
 @pytest.mark.parametrize("centred", [True, False])
 def test_ranks_of_a_model_equal_those_of_the_singular_values(language_model, ragged, centred):
     got = measure.effective_rank(language_model, ragged, centred=centred, batch_size=1)
-    x = (
-        language_model.record(ragged, "blocks.2.resid_post")["blocks.2.resid_post"][ragged.mask]
-        .double()
-        .numpy()
-    )
+    x = language_model.record(ragged, "blocks.2.resid_post")["blocks.2.resid_post"][ragged.mask].double().numpy()
     x = x - x.mean(0) if centred else x
     sigma = np.linalg.svd(x, compute_uv=False)
     p = sigma / sigma.sum()
@@ -52,9 +48,7 @@ def test_ranks_of_a_model_equal_those_of_the_singular_values(language_model, rag
     # Singular values of rank-deficient data come out of the covariance as square roots of rounding errors.
     assert float(row["entropy_rank"]) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
     assert float(row["stable_rank"]) == pytest.approx((sigma**2).sum() / sigma.max() ** 2, rel=1e-6)
-    assert float(row["participation_ratio"]) == pytest.approx(
-        (sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-6
-    )
+    assert float(row["participation_ratio"]) == pytest.approx((sigma**2).sum() ** 2 / (sigma**4).sum(), rel=1e-6)
     share = (sigma**2).cumsum() / (sigma**2).sum()
     assert int(row["components_90"]) == int((share < 0.9).sum()) + 1
     assert int(row["count"]) == 16

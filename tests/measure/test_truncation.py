@@ -132,9 +132,7 @@ def test_largest_within_stops_at_the_first_failure():
 
 @few
 def test_more_budget_keeps_fewer_units_and_is_not_overspent(stories, tales):
-    results = [
-        measure.ppl_p_sparsity(stories, tales, p=p, tol=1e-3, held_out=tales[:1]) for p in (0, 1, 5, 50)
-    ]
+    results = [measure.ppl_p_sparsity(stories, tales, p=p, tol=1e-3, held_out=tales[:1]) for p in (0, 1, 5, 50)]
     ratios = [float(r["total_ratio"]) for r in results]
     assert sorted(ratios, reverse=True) == ratios and ratios[0] > ratios[-1]
     for result, p in zip(results, (0, 1, 5, 50), strict=True):

@@ -100,12 +100,8 @@ def test_sparsity_leaves_padding_out_and_counts_the_union_of_each_row(language_m
     on = language_model.record(ragged, site)[site].abs() > 0.3
     assert float(got["ratio"].sel(layer=1)) == pytest.approx(on[ragged.mask].double().mean().item())
     each = [on[i][ragged.mask[i]] for i in range(3)]
-    assert float(got["union"].sel(layer=1)) == pytest.approx(
-        np.mean([e.any(0).double().mean() for e in each])
-    )
-    assert float(got["ratio_max"].sel(layer=1)) == pytest.approx(
-        max(e.double().mean(1).max().item() for e in each)
-    )
+    assert float(got["union"].sel(layer=1)) == pytest.approx(np.mean([e.any(0).double().mean() for e in each]))
+    assert float(got["ratio_max"].sel(layer=1)) == pytest.approx(max(e.double().mean(1).max().item() for e in each))
 
 
 def test_top_k_keeps_the_largest_and_its_ties_go_to_the_lower_index():
