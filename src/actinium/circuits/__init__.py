@@ -1,0 +1,17 @@
+"""Which components cause a behaviour: one file per method."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "attribution": ["attribution_patch"],
+        "corruption": ["GaussianNoise", "corrupt_gaussian", "corrupt_tokens"],
+        "detection": ["detect"],
+        "effects": ["Effects"],
+        "nodes": ["Node"],
+        "patch": ["patch"],
+        "paths": ["path_patch"],
+        "windows": ["patch_window"],
+    },
+)
