@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, unknown
+from actinium.core.errors import ActiniumWarning, InputError, LoadError, nearest, unknown
 from actinium.core.model import Model
 
 __all__ = ["load", "shipped", "shipped_names"]
@@ -240,8 +240,9 @@ def _check_folder(folder: Path | str) -> None:
 
 
 def _not_found(name: str, error: Exception) -> str:
-    near = unknown("model", name, [f"world:{n}" for n in shipped_names()])
-    return f"{near} It is no folder here and the hub did not give it ({_first_line(error)})."
+    near = nearest(name, [f"world:{n}" for n in shipped_names()])
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"no model {name!r}: it is no folder here, and the hub did not give it ({_first_line(error)}){hint}"
 
 
 def _companions(folder: Path | str, module: nn.Module) -> tuple[Any, Any]:

@@ -357,7 +357,7 @@ class Model:
             inputs: texts or tokens.
             reduction: "mean" over all targets, or "token": (batch, pos - 1), NaN where there is no target.
         Raises:
-            InputError: for another reduction, or a model that does not predict the next token.
+            InputError: for another reduction, a model that does not predict the next token, or texts of one token.
         """
         if reduction not in ("mean", "token"):
             raise InputError(f"reduction must be 'mean' or 'token', not {reduction!r}")
@@ -369,6 +369,8 @@ class Model:
         logits, ids = self.logits(ready), ready.tokens.ids.to(self.device)
         real = ready.tokens.mask.to(self.device)
         wanted = real[:, 1:] & real[:, :-1]
+        if not bool(wanted.any()):
+            raise InputError("the loss needs a text of two tokens or more")
         each = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
         each = torch.where(wanted, each.view(wanted.shape), torch.nan)
         return each.nanmean() if reduction == "mean" else each

@@ -123,7 +123,7 @@ class Moments:
     """Mean, variance, skewness and excess kurtosis of each feature and of all together.
 
     Batches are merged with the pairwise update of the central sums, which does not cancel for values far from
-    zero (Chan, Golub and LeVeque 1983; Pebay 2008, eq. 3.1 for orders three and four). Memory: nine numbers
+    zero (Chan, Golub and LeVeque 1983; Pebay 2008 for orders three and four). Memory: nine numbers
     per feature.
     """
 
