@@ -96,7 +96,7 @@ def _bert(name: str, **options: Any) -> nn.Module:
 
 
 def _t5(name: str, **options: Any) -> nn.Module:
-    sizes = {"d_model": D_MODEL, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_decoder_layers": LAYERS}
+    sizes = {"d_model": D_MODEL, "d_kv": 6, "d_ff": 48, "num_layers": 4, "num_decoder_layers": LAYERS}
     words = {"num_heads": HEADS, "vocab_size": VOCAB, "decoder_start_token_id": 0}
     model = getattr(hf, f"{name}ForConditionalGeneration")
     return model(getattr(hf, f"{name}Config")(**sizes, **words, **{**ENDS, "bos_token_id": None}, **options))

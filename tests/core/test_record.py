@@ -165,7 +165,7 @@ def test_reducers_see_every_real_position_once(batch_size):
     for site in SITES:
         rows = rec[site][tokens.mask].flatten(1).double()
         assert torch.allclose(torch.as_tensor(moments[site].mean).double(), rows.mean(0), atol=1e-5)
-        assert int(moments[site].count) == sum(LENGTHS)
+        assert set(torch.as_tensor(moments[site].count).tolist()) == {sum(LENGTHS)}
 
 
 def test_several_reducers_are_named():
@@ -244,7 +244,7 @@ def test_recorded_tensors_outlive_later_passes(name):
 
 def test_gradients_reach_the_recorded_tensors_inputs():
     """d(sum of a later site)/d(earlier site) by autograd equals finite differences along one direction."""
-    model = Model(build("llama").double())
+    model = Model(build("gpt2").double())
     rec = model.record(token_ids(), ["blocks.0.resid_post", "blocks.2.mlp.out"], grad=True)
     (grad,) = torch.autograd.grad(rec["blocks.2.mlp.out"].sum(), rec["blocks.0.resid_post"])
     from actinium.core.edits import Add

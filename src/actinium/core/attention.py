@@ -121,7 +121,8 @@ def _explicit_mask(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor |
     if mask is None:
         if not causal or n == 1:
             return None
-        mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)[None, None]
+        # Without a mask there is no earlier column; keys beyond the queries are a static cache's, not yet filled.
+        mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()[None, None]
     if mask.dtype == torch.bool:
         low = torch.finfo(query.dtype).min
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, low)
@@ -300,6 +301,17 @@ class _Open(threading.local):
 _open = _Open()
 
 
+def open_watches() -> int:
+    """Number of attention modules of models with code of their own that are being computed in this thread."""
+    return len(_open.watches)
+
+
+def close_watches(keep: int) -> None:
+    """End the watches beyond the first `keep`: those of modules that a pass left by an exception."""
+    while len(_open.watches) > keep:
+        _open.watches.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
 def install(tap: Tap, root: nn.Module, calls: str, heads: int) -> Callable[[], None]:
     """Watch one attention module; returns how to remove the watch.
 
@@ -322,7 +334,7 @@ def install(tap: Tap, root: nn.Module, calls: str, heads: int) -> Callable[[], N
         _open.watches.append(watch)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        _open.watches.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        close_watches(max(0, open_watches() - 1))
 
     here = taps.board(root)
     key = (id(tap.module), "operations")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,8 +43,7 @@ class Collector:
         value = self.tap.view(raw, now.batch)
         if now.start and "key_pos" in self.site.dims:
             return  # the encoder's keys and values do not grow while the decoder writes
-        if self.tap.part in ("k", "v") and now.start:
-            value = value[:, now.start - now.columns :]
+        value = self._aligned(value, now)
         if self.positions is not None:
             picked = self._pick(value, now)
             if picked is None:
@@ -51,12 +51,30 @@ class Collector:
             value = picked
         value = self.change(value)
         groups = self.groups.setdefault(call, [])
-        if not now.start or not groups:
+        if now.again and groups:
+            groups[-1] = []
+        elif not now.start or not groups:
             groups.append([])
         self._drop_beyond(groups[-1], now.start)
         groups[-1].append(value)
         if not self.any_module or self.call is not None:
             self.program.pending.discard(self)
+
+    def _aligned(self, value: Tensor, now: Pass) -> Tensor:
+        """Bring what a cache handed over (the last keys only, or columns not yet filled) to the pass's columns."""
+        if self.site.stack == "encoder" or "cross_attn" in self.site.part or not now.columns:
+            return value
+        if self.tap.part in ("k", "v"):
+            n = value.shape[1]
+            return value[:, now.start : now.columns] if n > now.columns else value[:, n - now.columns + now.start :]
+        if self.tap.part in ("scores", "pattern"):
+            width = value.shape[-1]
+            if width > now.columns:
+                return value[..., : now.columns]
+            if width < now.columns:
+                shape = (*value.shape[:-1], now.columns - width)
+                return torch.cat([value.new_full(shape, _fill(self.site)), value], -1)
+        return value
 
     def _pick(self, value: Tensor, now: Pass) -> Tensor | None:
         dim = next((i for i, d in enumerate(self.site.dims) if d in ("pos", "query")), None)

@@ -30,9 +30,8 @@ class EditAction:
             site = Site(site.name, dims_of(site, value), {}, None, site.part)
             self.edit.check(site)
         if self.tap.part in ("k", "v"):
-            # The attention call sees the keys of the whole sequence; the newest is in the last column.
-            n = now.columns - now.start
-            start = now.start + n - value.shape[1] if "key_pos" not in site.dims else 0
+            # The attention call sees keys of earlier passes too: the last ones, or with a static cache all columns.
+            start = max(0, now.columns - value.shape[1]) if "key_pos" not in site.dims else 0
         new = self.edit(value, Where(site, now, start))
         if new is value:
             return None

@@ -145,6 +145,16 @@ class Edit:
             if isinstance(value, Tensor) and value.ndim and size is not None and value.shape[-1] not in (1, size):
                 raise InputError(f"{what}: {name} has size {value.shape[-1]}, but {site.dims[-1]} is {size}")
 
+    def bound(self, site: Site) -> Edit:
+        """The edit to use at one site, checked: itself, or a copy where it differs from site to site.
+
+        Raises:
+            InputError: as `check`.
+        """
+        out = copy.copy(self)
+        out.check(site)
+        return out
+
     def __repr__(self) -> str:
         limits = {k: getattr(self, k) for k in ("positions", "heads", "units", "rows")}
         shown = ", ".join(f"{k}={v}" for k, v in limits.items() if v is not None)
@@ -207,8 +217,7 @@ class Add(Edit):
         if isinstance(scale, Tensor):
             scale = scale.to(x)
             if scale.ndim == 1:
-                first = where.now.row_start if scale.shape[0] != x.shape[0] else 0
-                scale = scale[first : first + x.shape[0]].view(-1, *[1] * (x.ndim - 1))
+                scale = _rows(scale, x, where).view(-1, *[1] * (x.ndim - 1))
         return x + scale * self.vector.to(x)
 
 
@@ -263,14 +272,20 @@ class ProjectOut(Edit):
         super().__init__()
         given = _tensor(directions, "ProjectOut: the directions")
         self.directions = given.reshape(-1, given.shape[-1])
-        left, size, _ = torch.linalg.svd(self.directions.double().T, full_matrices=False)
+        left, size, _ = torch.linalg.svd(self.directions.detach().double().T, full_matrices=False)
         keep = size > size.max() * 1e-10
-        if not bool(keep.any()) or float(size.max().detach()) == 0.0:
+        if not bool(keep.any()) or float(size.max()) == 0.0:
             raise InputError("ProjectOut: the directions are zero")
         self.basis = left[:, keep]
 
     def change(self, x: Tensor, where: Where) -> Tensor:
         """Subtract the projection on the span."""
+        if self.directions.requires_grad:
+            # Made anew, as the directions may have been changed since by an optimiser; the pseudo-inverse has a
+            # gradient where singular vectors have none.
+            wide = self.directions.double()
+            projector: Tensor = (torch.linalg.pinv(wide) @ wide).to(x)
+            return x - x @ projector
         basis: Tensor = self.basis.to(x)
         return x - (x @ basis) @ basis.T
 
@@ -291,7 +306,7 @@ class Replace(Edit):
 
     def change(self, x: Tensor, where: Where) -> Tensor:
         """Put the value."""
-        return _placed(self.value.to(x), x, where, self.positions)
+        return _placed(_rows(self.value, x, where).to(x), x, where, self.positions)
 
 
 class Mean(Edit):
@@ -338,7 +353,7 @@ class Mean(Edit):
         mean = self.mean.to(x)
         if self.per_position and where.pos is not None:
             return _placed(mean[None], x, where, self.positions)
-        return mean.expand_as(x)
+        return _spread(mean, x, where)
 
 
 class Resample(Edit):
@@ -359,11 +374,9 @@ class Resample(Edit):
         """Put the drawn rows."""
         n, rows = self.source.shape[0], where.now.row_start + x.shape[0]
         random = torch.Generator().manual_seed(self.seed)
-        if n == rows:
-            shift = torch.randint(1, n, (rows,), generator=random)
-            chosen = (torch.arange(rows) + shift) % n
-        else:
-            chosen = torch.randint(n, (rows,), generator=random)
+        # Drawn in pieces of one size, so that a row's draw does not depend on how the rows are batched.
+        shift = torch.cat([torch.randint(1, n, (n,), generator=random) for _ in range(-(-rows // n))])[:rows]
+        chosen = (torch.arange(rows) + shift) % n
         picked = self.source.to(x)[chosen[where.now.row_start :].to(x.device)]
         return _placed(picked, x, where, None)
 
@@ -390,14 +403,30 @@ class Fn(Edit):
         return new
 
 
+def _rows(value: Tensor, x: Tensor, where: Where) -> Tensor:
+    """Of a value with a row for each row of the whole call, those of this batch."""
+    total, first = where.now.rows, where.now.row_start
+    whole = value.ndim in (1, x.ndim) and value.shape[:1] == (total,) and total != x.shape[0]
+    return value[first : first + x.shape[0]] if whole and value.shape != x.shape[-1:] else value
+
+
+def _spread(value: Tensor, x: Tensor, where: Where) -> Tensor:
+    try:
+        return value.expand_as(x)
+    except RuntimeError:
+        raise InputError(
+            f"at {where.site.name}: a value of shape {tuple(value.shape)} does not fit {tuple(x.shape)}"
+        ) from None
+
+
 def _placed(value: Tensor, x: Tensor, where: Where, positions: Any) -> Tensor:
     """Bring a value with positions of its own to the columns of `x`; columns it does not have keep `x`."""
     dim = where.pos
     if dim is None or value.ndim != x.ndim or value.shape[dim] == 1:
-        return value.expand_as(x)
+        return _spread(value, x, where)
     n, have, start = x.shape[dim], value.shape[dim], where.start
     if have == n and start == 0:
-        return value.expand_as(x)
+        return _spread(value, x, where)
     if positions is not None and not isinstance(positions, slice | Tensor):
         wanted = [positions] if isinstance(positions, int) else list(positions)
         if len(wanted) == have:
@@ -419,7 +448,7 @@ def _placed(value: Tensor, x: Tensor, where: Where, positions: Any) -> Tensor:
             ],
             dim,
         )
-    return part.expand_as(x)
+    return _spread(part, x, where)
 
 
 def as_edits(edits: Mapping[str, Any] | Sequence[tuple[str, Any]]) -> list[tuple[str, Edit]]:

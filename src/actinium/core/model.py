@@ -19,7 +19,7 @@ from actinium.core.edits import as_edits
 from actinium.core.errors import InputError, SiteError
 from actinium.core.families import Family
 from actinium.core.inputs import Inputs, Tokens, prepare, tokenize
-from actinium.core.passes import Pass, Positions
+from actinium.core.passes import Generation, Pass, Positions
 from actinium.core.recording import Recording
 from actinium.core.sites import Site, select, split_call
 from actinium.core.taps import Program, Tap
@@ -234,6 +234,7 @@ class Model:
         with ExitStack() as stack:
             if not nested:
                 stack.enter_context(self.eagerly())
+            stack.callback(attention.close_watches, attention.open_watches())
             stack.enter_context(taps.running(self.module, program, [t.root for t in towers], self._watch))
             yield
 
@@ -319,8 +320,7 @@ class Model:
         program = Program()
         for name, edit in as_edits(edits):
             for site, tap, call in self.resolve(name):
-                edit.check(site)
-                program.add(tap, EditAction(edit, site, tap, call, program))
+                program.add(tap, EditAction(edit.bound(site), site, tap, call, program))
         with self.running(program):
             yield self
 
@@ -427,7 +427,13 @@ class Model:
             fill = getattr(self.tokenizer, "eos_token_id", None)
         if fill is not None:
             options.setdefault("pad_token_id", fill)
-        out = run(input_ids=tokens.ids.to(self.device), attention_mask=tokens.mask.long().to(self.device), **options)
+        taps.state.generation = None if self.kind == "encoder-decoder" else Generation(tokens.mask.sum(1))
+        try:
+            out = run(
+                input_ids=tokens.ids.to(self.device), attention_mask=tokens.mask.long().to(self.device), **options
+            )
+        finally:
+            taps.state.generation = None
         if isinstance(inputs, Tensor | Tokens) or not isinstance(out, Tensor):
             return out
         new = out if self.kind == "encoder-decoder" else out[:, tokens.ids.shape[1] :]

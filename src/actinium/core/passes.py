@@ -17,9 +17,16 @@ from torch import Tensor, nn
 
 from actinium.core.errors import InputError
 
-__all__ = ["Pass", "Positions", "check_positions", "read_pass"]
+__all__ = ["Generation", "Pass", "Positions", "check_positions", "read_pass"]
 
 Positions = int | slice | Iterable[int] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """One call of `generate`: the number of tokens of each prompt, (batch,)."""
+
+    prompt: Tensor
 
 
 @dataclass
@@ -33,6 +40,11 @@ class Pass:
         left: padding columns before each row's first token, (batch,) or None where there is no padding.
         prompt: number of tokens of each row when the cache was empty, (batch,) or None if unknown.
         row_start: number of rows of the same call that earlier batches held.
+        rows: number of rows of the whole call, 0 if it is not known.
+        arguments: what the tower's forward was given, by name.
+        real: (batch, column) bool, False on padding, or None where there is none.
+        generation: the call of `generate` it belongs to.
+        again: it computes the columns of the pass before it once more (generation without a cache).
     """
 
     batch: int = 0
@@ -41,7 +53,11 @@ class Pass:
     left: Tensor | None = None
     prompt: Tensor | None = None
     row_start: int = 0
+    rows: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    real: Tensor | None = field(default=None, repr=False)
+    generation: Generation | None = None
+    again: bool = False
 
     def tokens(self, n: int, start: int, device: torch.device) -> Tensor:
         """Index of the token in each of `n` columns from `start`: (batch or 1, n), negative in left padding."""
@@ -61,7 +77,7 @@ class Pass:
         tokens = self.tokens(n, start, device)
         length = self.prompt.to(device)[:, None] if self.prompt is not None else None
         if isinstance(positions, slice):
-            return self._slice(positions, tokens, length, start + n)
+            return self._without_padding(self._slice(positions, tokens, length, start + n), start)
         wanted = _as_tensor(positions).to(device)
         if wanted.ndim == 2 and wanted.shape[0] != self.batch:
             wanted = wanted[self.row_start : self.row_start + self.batch]
@@ -70,7 +86,13 @@ class Pass:
         if bool((wanted < 0).any()):
             end = length if length is not None else torch.tensor([[start + n]], device=device)
             wanted = torch.where(wanted < 0, wanted + end, wanted)
-        return (tokens[:, :, None] == wanted[:, None, :]).any(-1)
+        return self._without_padding((tokens[:, :, None] == wanted[:, None, :]).any(-1), start)
+
+    def _without_padding(self, chosen: Tensor, start: int) -> Tensor:
+        if self.real is None or start < 0:
+            return chosen
+        real = self.real[:, start : start + chosen.shape[1]].to(chosen.device)
+        return chosen & real if real.shape[1] == chosen.shape[1] else chosen
 
     def _slice(self, positions: slice, tokens: Tensor, length: Tensor | None, stop: int) -> Tensor:
         end = length if length is not None else torch.full((1, 1), stop, device=tokens.device)
@@ -126,8 +148,26 @@ def _names(forward: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(forward).parameters)
 
 
+def _cached(given: Mapping[str, Any], before: Pass | None) -> int:
+    """Number of columns that a cache holds already."""
+    past = given.get("past_key_values")
+    length = getattr(past, "get_seq_length", None)
+    if length is not None:
+        return int(length())
+    # A state-space model keeps a state and no columns: it goes on where the pass before it ended.
+    filled = getattr(given.get("cache_params"), "has_previous_state", None)
+    filled = filled() if callable(filled) else filled
+    return before.columns if filled and before is not None else 0
+
+
 def read_pass(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], before: Pass | None, row_start: int
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    before: Pass | None,
+    row_start: int,
+    rows: int = 0,
+    generation: Generation | None = None,
 ) -> Pass:
     """Read the columns, the padding and the cache's length from the arguments of a tower's forward."""
     names = _names(type(module).forward)[1:]
@@ -138,19 +178,24 @@ def read_pass(
             main = given[name]
             break
     batch = int(main.shape[0]) if main is not None and main.ndim else 0
-    past = given.get("past_key_values")
-    length = getattr(past, "get_seq_length", None)
-    start = int(length()) if length is not None else 0
+    start = _cached(given, before)
     columns = start + (int(main.shape[1]) if main is not None and main.ndim > 1 else 0)
     mask = given.get("attention_mask")
-    left = prompt = None
+    left = prompt = padded = None
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch:
         real = mask.bool()
         if not bool(real.all()):
-            left = real.int().argmax(1)
+            left, padded = real.int().argmax(1), real
         prompt = real[:, :columns].sum(1)
     elif batch:
         prompt = torch.full((batch,), columns)
-    if start and before is not None and before.prompt is not None and before.prompt.shape[0] == batch:
+    if start and before is not None and before.left is not None and (padded is None or padded.shape[1] < columns):
+        # A state-space model is told of the new columns only; the padding is where it was.
+        left, known = before.left, before.real
+        padded = None if known is None else nn.functional.pad(known, (0, columns - known.shape[1]), value=True)
+    if generation is not None and batch % len(generation.prompt) == 0:
+        prompt = generation.prompt.repeat_interleave(batch // len(generation.prompt))
+    elif start and before is not None and before.prompt is not None and before.prompt.shape[0] == batch:
         prompt = before.prompt
-    return Pass(batch, start, columns, left, prompt, row_start, given)
+    again = generation is not None and before is not None and before.generation is generation and start == 0
+    return Pass(batch, start, columns, left, prompt, row_start, rows, given, padded, generation, again)

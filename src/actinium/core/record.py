@@ -6,7 +6,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,32 +17,14 @@ from actinium.core.errors import InputError, SiteError
 from actinium.core.inputs import Inputs
 from actinium.core.passes import Pass, Positions, check_positions
 from actinium.core.recording import Recording
+from actinium.core.reducing import Context, feature_rows
 from actinium.core.sites import Site
 from actinium.core.taps import Finished, Program, Tap
 
 if TYPE_CHECKING:
     from actinium.core.model import Model
 
-__all__ = ["Context", "record", "recording"]
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a reducer with `wants_context = True` is told about the values.
-
-    Attributes:
-        mask: (batch, pos) bool, False on padding, or None.
-        tokens: (batch, pos) int64, or None.
-        rows: (batch,) int64, numbers of the rows within the whole call.
-        dims: names of the values' dimensions.
-        site: name of the site.
-    """
-
-    mask: Tensor | None
-    tokens: Tensor | None
-    rows: Tensor
-    dims: tuple[str, ...]
-    site: str
+__all__ = ["record", "recording"]
 
 
 class _Session:
@@ -125,7 +106,7 @@ def record(
     sites: dict[str, Site] = {}
     with model.running(session.program), nullcontext() if grad else torch.no_grad():
         for start, args, kwargs in _progress(inputs, batch_size, model.device, progress):
-            taps.state.row_start = start
+            taps.state.row_start, taps.state.rows = start, inputs.size
             session.restart()
             try:
                 model.module(*args, **kwargs)
@@ -133,7 +114,7 @@ def record(
                 if finished.program is not session.program:
                     raise
             finally:
-                taps.state.row_start = 0
+                taps.state.row_start = taps.state.rows = 0
             session.missing()
             _collect(session.collectors, pieces, sites, reducers, inputs, start, positions)
     return _finish(model, inputs, pieces, sites, reducers, positions)
@@ -198,7 +179,8 @@ def _collect(
             (value,) = collector.take(call)
             stop = start + value.shape[0] if value.ndim else start
             mask = tokens = None
-            if inputs.tokens is not None and positions is None:
+            # The tokens are those of the text tower: a decoder or a vision tower has positions of its own.
+            if inputs.tokens is not None and positions is None and site.stack in ("", "encoder", "text"):
                 mask, tokens = inputs.tokens.mask[start:stop], inputs.tokens.ids[start:stop]
                 if not bool(mask.all()):
                     value = blank(value, mask, site)
@@ -207,7 +189,7 @@ def _collect(
                 pieces.setdefault(name, []).append(value)
                 continue
             pieces.setdefault(name, [])
-            context = Context(mask, tokens, torch.arange(start, stop), dims_of(site, value), site.name)
+            context = Context(dims_of(site, value), mask, tokens, torch.arange(start, stop), site.name)
             for one in reducers[collector].values():
                 _update(one, value, context)
 
@@ -216,19 +198,7 @@ def _update(reducer: Any, value: Tensor, context: Context) -> None:
     if getattr(reducer, "wants_context", False):
         reducer.update(value, context)
         return
-    dims = context.dims
-    if "channel" in dims:
-        flat = value.movedim(dims.index("channel"), -1).flatten(0, -2)
-    elif value.ndim < 2:
-        flat = value.reshape(-1, 1)
-    else:
-        # Heads lie side by side in the last dimension, so that a row is one position.
-        merged = value.flatten(2) if dims[-1] == "d_head" and value.ndim == 4 else value
-        flat = merged.flatten(0, -2)
-        mask = context.mask
-        if mask is not None and "pos" in dims and merged.shape[:2] == mask.shape and merged.ndim == 3:
-            flat = merged[mask.to(merged.device)]
-    reducer.update(flat)
+    reducer.update(feature_rows(value, context)[0])
 
 
 def _finish(
@@ -312,9 +282,14 @@ class _TokenWatch:
                 return
             mask = now.arguments.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
-            if not now.start or not self.groups:
+            if now.again and self.groups:
+                self.groups[-1] = ([], mask)
+            elif not now.start or not self.groups:
                 self.groups.append(([], mask))
             pieces = self.groups[-1][0]
+            known = self.groups[-1][1]
+            if known is not None and (mask is None or mask.shape[1] < known.shape[1]):
+                mask = known  # a state-space model is told of the new columns only
             have = sum(p.shape[1] for p in pieces)
             if have > now.start:
                 kept = torch.cat(pieces, 1)[:, : now.start]

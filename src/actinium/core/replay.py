@@ -149,6 +149,7 @@ def tail(model: Model, resid: Tensor) -> Tensor:
     if not isinstance(head, nn.Module):
         raise InputError(f"{model.name} has no unembedding")
     x = norm(resid) if norm is not None else resid
+    width = getattr(head, "in_features", x.shape[-1])
     between = tower.part("decoder.project_out") if model.config.model_type == "opt" else None
     x = between(x) if between is not None else x
     predictions = getattr(getattr(model.module, "cls", None), "predictions", None)
@@ -156,6 +157,8 @@ def tail(model: Model, resid: Tensor) -> Tensor:
         x = predictions.transform(x)
     if getattr(model.config, "scale_decoder_outputs", False):
         x = x * model.d_model**-0.5
+    if x.shape[-1] != width:
+        raise InputError(f"{model.name}: what stands between its blocks and its unembedding is not known here")
     logits: Tensor = head(x)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits
@@ -175,8 +178,7 @@ def _planned(model: Model, variants: Sequence[Mapping[str, Any]]) -> list[Varian
             if name not in resolved:
                 resolved[name] = model.resolve(name)
             for site, tap, call in resolved[name]:
-                edit.check(site)
-                changes.append(Change(site, tap, edit, call))
+                changes.append(Change(site, tap, edit.bound(site), call))
         out.append(Variant(i, changes))
     return out
 
@@ -288,7 +290,9 @@ def record_base(model: Model, ready: Inputs, columns: Tensor) -> Base:
     columns = columns.to(model.device)
     logits = output.logits.gather(1, columns[:, :, None].expand(-1, -1, output.logits.shape[-1]))
     now = passes[-1]
-    return Base(hidden, calls, seen, columns, logits, Pass(now.batch, 0, now.columns, now.left, now.prompt))
+    return Base(
+        hidden, calls, seen, columns, logits, Pass(now.batch, 0, now.columns, now.left, now.prompt, real=now.real)
+    )
 
 
 def _attention_taps(model: Model) -> list[Tap]:

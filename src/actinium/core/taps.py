@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError
-from actinium.core.passes import Pass, read_pass
+from actinium.core.passes import Generation, Pass, read_pass
 
 __all__ = [
     "Action",
@@ -124,6 +124,8 @@ class _State(threading.local):
         self.programs: list[Program] = []
         self.passes: dict[int, Pass] = {}
         self.row_start = 0
+        self.rows = 0
+        self.generation: Generation | None = None
 
 
 state = _State()
@@ -142,7 +144,7 @@ def live(key: Key) -> tuple[bool, bool]:
 
 def current_pass(root: nn.Module | None) -> Pass:
     """The pass in flight of a tower; an unknown one where the tower was entered past its root."""
-    return state.passes.get(id(root)) or Pass(row_start=state.row_start)
+    return state.passes.get(id(root)) or Pass(row_start=state.row_start, rows=state.rows)
 
 
 def dispatch(key: Key, value: Tensor, in_place: bool = False) -> Tensor:
@@ -292,18 +294,22 @@ def board(root: nn.Module) -> Board:
 
 
 def _pass_hook(whole: bool) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if recomputing():
-            return
+            return None
         if whole:
             for program in state.programs:
                 program.calls.clear()
         before = state.passes.get(id(module))
-        now = read_pass(module, args, kwargs, before, state.row_start)
+        now = read_pass(module, args, kwargs, before, state.row_start, state.rows, state.generation)
         state.passes[id(module)] = now
         for program in state.programs:
             if whole and program.on_pass is not None:
                 program.on_pass(module, now)
+        # `generate` asks for the last position's logits only; who reads or edits logits wants them all.
+        if whole and kwargs.get("logits_to_keep") and any(live((id(module), "logits"))):
+            return args, {**kwargs, "logits_to_keep": 0}
+        return None
 
     return hook
 
