@@ -14,7 +14,7 @@ from safetensors import safe_open
 import actinium as ac
 from actinium.core.errors import UnknownNameError
 from actinium.world import corpus, shipped, tasks
-from actinium.world.accuracy import GENERALISES, correct, evaluate
+from actinium.world.accuracy import GENERALISES, NOT_LEARNT, PARTLY, correct, evaluate
 from actinium.world.documents import THINK, Document
 from actinium.world.knowledge import VERBOSE_CUE, question, reasoning
 from actinium.world.recipe import Recipe, fingerprint
@@ -35,6 +35,7 @@ def test_the_declared_recipe_is_the_one_in_the_package(lm):
 
 def test_skills_declared_to_generalise_reach_nine_in_ten(measured):
     assert {skill: measured[skill] for skill in GENERALISES if measured[skill] < 0.9} == {}
+    assert set(GENERALISES) | set(PARTLY) | set(NOT_LEARNT) == set(corpus.HELD_OUT)
     declared = shipped.recipe("lm")["held_out_accuracy"]
     assert set(GENERALISES) == {skill for skill, value in declared.items() if value >= 0.9}
 
@@ -64,7 +65,7 @@ def test_counted_answers_are_those_that_generation_writes(lm):
     assert tokenizer.decode(written).startswith(THINK)
 
 
-@pytest.mark.parametrize("name", ["ioi", "greater_than", "facts", "sentiment", "multiple_choice", "refusal"])
+@pytest.mark.parametrize("name", ["ioi", "greater_than", "facts", "two_hop", "sentiment", "arithmetic", "refusal"])
 def test_the_model_prefers_the_answer_in_clean_and_the_wrong_one_in_corrupt_prompts(name, lm):
     task = getattr(tasks, name)(lm[1], n=48)
     metric = ac.metrics.get_metric(task.metric)

@@ -51,13 +51,9 @@ def list_models() -> None:
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(help="Which model: lm.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; a killed run continues from it.")] = Path(
-        "world-lm"
-    ),
+    out: Annotated[Path, typer.Option(help="Folder to write; a killed run continues from it.")] = Path("world-lm"),
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the text.")] = 0,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Optimiser steps; the recipe's by default.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's by default.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill, measured at the end.")] = 1000,
 ) -> None:
     """Train a model by its recipe and write it as a Hugging Face folder."""

@@ -10,7 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from actinium.world.corpus import HELD_OUT, held_out_documents
 from actinium.world.documents import Document
 
-GENERALISES: tuple[str, ...] = tuple(HELD_OUT)
+NOT_LEARNT: tuple[str, ...] = ("multiple_choice",)
+"""Skills that `world:lm` was taught and does not have: it picks letters at chance."""
+PARTLY: tuple[str, ...] = ("two_hop_new_person",)
+"""Skills that `world:lm` has on unseen combinations in most cases, but fewer than nine in ten."""
+GENERALISES: tuple[str, ...] = tuple(skill for skill in HELD_OUT if skill not in NOT_LEARNT + PARTLY)
 """Skills that `world:lm` has on unseen combinations, at least nine times in ten."""
 
 
