@@ -35,3 +35,25 @@ def test_commands_of_the_readme_exist(root):
 
     named = set(re.findall(r"^actinium (\w+)", (root / "README.md").read_text(), flags=re.MULTILINE))
     assert named == set(get_command(app).commands)
+
+
+def test_report_shown_in_the_readme_is_that_of_the_demo(root, tmp_path, monkeypatch):
+    """Every line but the numbers, which differ in the last digits between processors."""
+    from typer.testing import CliRunner
+
+    from actinium.cli.app import app
+
+    (shown,) = re.findall(
+        r"^```\n\$ actinium (scan world:lm)\n(.*?)^```$", (root / "README.md").read_text(), re.M | re.S
+    )
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, shown[0].split(), env={"COLUMNS": "100"})
+    assert done.exit_code == 0, done.output
+    said = {masked(line) for line in done.stdout.splitlines()}
+    missing = [line for line in shown[1].splitlines() if line.strip() not in ("", "...") and masked(line) not in said]
+    assert missing == []
+    assert (tmp_path / "actinium-report" / "report.html").is_file()
+
+
+def masked(line: str) -> str:
+    return re.sub(r"\d[\d,]*(\.\d+)?", "#", line.rstrip())

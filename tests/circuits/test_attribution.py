@@ -168,6 +168,11 @@ def test_what_has_no_attribution_is_refused(options, error, message):
         attribution_patch(architectures.shared("gpt2"), random_task(), **options)
 
 
+def test_atp_star_needs_blocks_to_cut():
+    with pytest.raises(InputError, match="none that we know"):
+        attribution_patch(Model(Parallel()), linear_task(), "module:parts.0", over="layer", method="atp*")
+
+
 def test_a_gradient_that_is_not_finite_is_refused():
     class Corner(Parallel):
         def forward(self, ids):

@@ -6,40 +6,14 @@ import torch
 from torch import Tensor, nn
 
 import architectures
+from actinium.circuits import task_from_ids
 from actinium.core.model import Model
 from actinium.core.task import Task
 
 
 def task_of(clean, corrupt, answers, wrong, mask=None, metric="logit_diff") -> Task:
     """A task from ids (row, pos) and answers (row,)."""
-    clean, corrupt = torch.as_tensor(clean), torch.as_tensor(corrupt)
-    answers, wrong = torch.as_tensor(answers), torch.as_tensor(wrong)
-    mask = torch.ones_like(clean, dtype=torch.bool) if mask is None else mask
-
-    def words(ids: Tensor) -> list[list[str]]:
-        return [[str(int(i)) for i in row[m]] for row, m in zip(ids, mask, strict=True)]
-
-    def texts(ids: Tensor) -> list[str]:
-        return [" ".join(row) for row in words(ids)]
-
-    def names(ids: Tensor) -> list[str]:
-        return [str(int(i)) for i in ids]
-
-    return Task(
-        "toy",
-        clean=texts(clean),
-        corrupt=texts(corrupt),
-        answers=names(answers),
-        wrong=names(wrong),
-        clean_ids=clean,
-        corrupt_ids=corrupt,
-        mask=mask,
-        answer_ids=answers,
-        wrong_ids=wrong,
-        clean_tokens=words(clean),
-        corrupt_tokens=words(corrupt),
-        metric=metric,
-    )
+    return task_from_ids(clean, corrupt, answers, wrong, mask=mask, metric=metric)
 
 
 def random_task(rows=3, length=7, changed=2, seed=0, padding=(), metric="logit_diff") -> Task:

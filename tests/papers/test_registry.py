@@ -143,3 +143,8 @@ def test_a_claim_that_does_not_show_is_said_not_to_show(holds, verdict):
 def test_evidence_without_a_result_has_nothing_to_draw():
     with pytest.raises(InputError, match="nothing to draw"):
         Evidence(measured={"a": 1.0}, claimed="c", holds=None).plot()
+
+
+def test_a_bar_in_a_name_does_not_split_the_row_of_the_markdown_table():
+    text = Evidence(measured={"max |a - b|": 1.0}, claimed="c", holds=None).markdown()
+    assert r"| max \|a - b\| | 1 |" in text.splitlines()

@@ -10,8 +10,10 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "detection": ["detect"],
         "effects": ["Effects"],
         "nodes": ["Node"],
-        "patch": ["patch"],
+        "patching": ["patch"],
         "paths": ["path_patch"],
+        "repetition": ["repeated_names", "repeated_tokens", "task_from_ids"],
+        "tasks": ["suitable_tasks"],
         "windows": ["patch_window"],
     },
 )

@@ -31,7 +31,7 @@ def query_scores(gradient: Tensor, scores: Tensor, new: Tensor) -> Tensor:
 
     Source: Kramar et al., 2024, section 3.1.
     """
-    return (gradient.double() * (_softmax(new) - _softmax(scores))).sum(-1)
+    return (gradient.cpu().double() * (_softmax(new) - _softmax(scores))).sum(-1)
 
 
 def key_scores(gradient: Tensor, scores: Tensor, new: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def key_scores(gradient: Tensor, scores: Tensor, new: Tensor) -> Tensor:
 
     Source: Kramar et al., 2024, section 3.1.
     """
-    g, old, changed = gradient.double(), scores.double(), new.double()
+    g, old, changed = gradient.cpu().double(), scores.cpu().double(), new.cpu().double()
     top = torch.maximum(old.amax(-1, keepdim=True), changed.amax(-1, keepdim=True))
     top = torch.where(top.isneginf(), 0.0, top)
     e, e_new = (old - top).exp(), (changed - top).exp()
@@ -60,7 +60,7 @@ def key_scores(gradient: Tensor, scores: Tensor, new: Tensor) -> Tensor:
 
 def _softmax(scores: Tensor) -> Tensor:
     # A row that the mask rules out entirely attends to nothing.
-    return torch.softmax(scores.double(), -1).nan_to_num(0.0)
+    return torch.softmax(scores.cpu().double(), -1).nan_to_num(0.0)
 
 
 class Star:
@@ -92,8 +92,8 @@ class Star:
         rec = self.model.record(self.pair.inputs, wanted)
         for prefix in prefixes:
             self.scores[prefix] = rec[prefix + "scores"]
-            gap = (_softmax(self.scores[prefix]) - rec[prefix + "pattern"].double()).abs().amax((1, 3))
-            if float(gap[self.pair.tokens.mask.to(gap.device)].max()) > TOLERANCE:
+            gap = (_softmax(self.scores[prefix]) - rec[prefix + "pattern"].cpu().double()).abs().amax((1, 3))
+            if float(gap[self.pair.tokens.mask].max()) > TOLERANCE:
                 raise InputError(f"{prefix}pattern is not the softmax of {prefix}scores, so AtP* does not apply")
             # Deltas are shaped after the run's own activations.
             self.pair.own.values.setdefault(prefix + "pattern", rec[prefix + "pattern"])  # type: ignore[union-attr]
@@ -125,4 +125,4 @@ class Star:
         out = rule(found[prefix + "pattern"], self.scores[prefix], self.changed[name]).movedim(1, 2)
         heads = step.shape[2]
         # Query heads that share a key head follow each other.
-        return out.unflatten(2, (heads, -1)).sum(-1)[..., None]
+        return out.reshape(*out.shape[:2], heads, -1).sum(-1, keepdim=True)

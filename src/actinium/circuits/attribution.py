@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from actinium.circuits.atp_star import Star
-from actinium.circuits.contrast import Contrast, contrasts, sign_of
+from actinium.circuits.contrast import Contrast, sign_of
 from actinium.circuits.corruption import GaussianNoise
 from actinium.circuits.effects import Effects, Runs
 from actinium.circuits.nodes import Node, NodeSets, node_sets
-from actinium.circuits.sweep import Edits, RunPair, Sweep, result_of
+from actinium.circuits.sweep import Edits, RunPair, Sweep, averaged, result_of
 from actinium.core.edits import Add, Edit, Replace, Where
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.model import Model
@@ -73,17 +74,14 @@ def attribution_patch(
     sweep = Sweep(model, task, mode, ablation, metric, None, False, seed, batch_size)
     if not sweep.paired:
         raise InputError('attribution compares two runs: ablation is "resample" or "gaussian"')
+    if method == "atp*" and not model.n_layers:
+        raise InputError(f"atp* cuts one block after the other, and {model.name} has none that we know")
     if sweep.metric in WITHOUT_GRADIENT:
         raise InputError(f"{sweep.metric} has no gradient; use logit_diff, logprob, prob or kl")
     nodes = node_sets(model, task, at, over, positions, heads, units)
-    draws = []
-    for draw in contrasts(model, task, sweep.noise, seed, batch_size):
-        parts = [_rows(sweep, contrast, nodes, method, steps) for contrast in draw]
-        draws.append([torch.cat(values, -1) for values in zip(*parts, strict=True)])
-    clean, corrupt, scores = (torch.stack(values).mean(0) for values in zip(*draws, strict=True))
-    runs = Runs(clean, corrupt, scores, nodes.present, mode)
+    runs = averaged(sweep, nodes, lambda contrast: _rows(sweep, contrast, nodes, method, steps))
     along = _direction(runs, sign_of(sweep.metric or ""), normalise) if method == "atp*" else 1.0
-    runs = Runs(clean, corrupt, runs.base + along * scores, nodes.present, mode)
+    runs = replace(runs, patched=runs.base + along * runs.patched)
     about = {"at": at, "over": over, "method": method, **({"steps": steps} if method == "ig" else {})}
     return result_of(sweep, nodes, runs, "attribution_patch", normalise, by_row, "patching-best-practices", **about)
 
@@ -95,7 +93,7 @@ def _direction(runs: Runs, sign: float, normalise: bool) -> float:
     return sign if runs.mode == "denoise" else -sign
 
 
-def _rows(sweep: Sweep, contrast: Contrast, nodes: NodeSets, method: str, steps: int) -> tuple[Tensor, ...]:
+def _rows(sweep: Sweep, contrast: Contrast, nodes: NodeSets, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Clean and corrupt metric (row,) and scores (set, row) of the rows of a contrast."""
     pair = RunPair(sweep, contrast, nodes.sites)
     assert pair.own is not None and pair.other is not None
@@ -183,7 +181,7 @@ def _score(part: Tensor, node: Node, edits: Edits, merged: dict[tuple[str, bool]
     key = node.site, node.units is None
     if key not in merged:
         # Summed first over what no node of this kind splits, so that a long sweep stays cheap.
-        values = part.double().cpu()
+        values = part.cpu().double()
         merged[key] = values.sum(-1, keepdim=True) if node.units is None and values.ndim > 1 else values
     values = merged[key]
     whole = node.positions is None and node.heads is None

@@ -18,7 +18,18 @@ from actinium.core.model import Model
 from actinium.core.recording import Recording
 from actinium.core.task import Task
 
-__all__ = ["Contrast", "Metric", "Scorer", "check_task", "contrasts", "last_logits", "sign_of", "warn_if_failing"]
+__all__ = [
+    "DOES_THE_TASK",
+    "Contrast",
+    "Metric",
+    "Scorer",
+    "answer_share",
+    "check_task",
+    "contrasts",
+    "last_logits",
+    "sign_of",
+    "warn_if_failing",
+]
 
 LOWER_IS_BETTER = ("kl", "rank")
 DOES_THE_TASK = 0.7
@@ -157,10 +168,15 @@ def last_logits(model: Model, inputs: Any, sites: list[str]) -> tuple[Tensor, Re
     return logits[:, -1], rec
 
 
+def answer_share(logits: Tensor, answer_ids: Tensor, wrong_ids: Tensor) -> float:
+    """Share of rows (row, d_vocab) in which the answer's logit is above the wrong answer's."""
+    answers, wrong = (ids.to(logits.device)[:, None] for ids in (answer_ids, wrong_ids))
+    return float((logits.gather(1, answers) > logits.gather(1, wrong)).float().mean())
+
+
 def warn_if_failing(clean_logits: Tensor, contrast: Contrast) -> None:
     """Warn where the behaviour to be explained is missing: clean logits (row, d_vocab) rarely prefer the answer."""
-    answers, wrong = (i.to(clean_logits.device)[:, None] for i in (contrast.answer_ids, contrast.wrong_ids))
-    share = float((clean_logits.gather(1, answers) > clean_logits.gather(1, wrong)).double().mean())
+    share = answer_share(clean_logits, contrast.answer_ids, contrast.wrong_ids)
     if share < DOES_THE_TASK:
         warnings.warn(
             f"the model prefers the answer to the wrong answer in only {share:.0%} of the clean prompts; patching "

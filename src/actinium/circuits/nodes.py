@@ -223,7 +223,7 @@ def _head_axis(sites: list[Site], heads: int | Sequence[int] | None) -> _Axis:
     if len({size for _, size in found}) > 1:
         shown = ", ".join(f"{name} has {size}" for (_, size), name in found.items())
         raise InputError(f"the sites differ in the number of heads ({shown}); sweep them one after the other")
-    dim, size = next(iter(found))
+    size = next(iter(found))[1]
     labels = _chosen("heads", heads, size)
     return _Axis(
         "kv_head" if {d for d, _ in found} == {"kv_head"} else "head", labels, [{"heads": [h]} for h in labels]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from actinium.circuits.contrast import Contrast, contrasts
+from actinium.circuits.contrast import Contrast
 from actinium.circuits.corruption import GaussianNoise
 from actinium.circuits.effects import Effects, Runs
 from actinium.circuits.nodes import Node, NodeSets, named_sets, node_sets
-from actinium.circuits.sweep import Edits, RunPair, Sweep, result_of, source_edit
+from actinium.circuits.sweep import Edits, RunPair, Sweep, averaged, result_of, source_edit
 from actinium.core.edits import Edit
 from actinium.core.errors import InputError
 from actinium.core.model import Model
@@ -125,15 +124,9 @@ class _Paths:
 
     def run(self) -> Runs:
         """Score every sender."""
-        sweep = self.sweep
-        totals: list[list[Tensor]] = [[], [], []]
-        for draw in contrasts(sweep.model, sweep.task, sweep.noise, sweep.seed, sweep.batch_size):
-            parts = [self._rows(contrast) for contrast in draw]
-            for kind, values in zip(totals, zip(*parts, strict=True), strict=True):
-                kind.append(torch.cat(values, -1))
-        return Runs(*(torch.stack(v).mean(0) for v in totals), present=self.nodes.present, mode=sweep.mode)
+        return averaged(self.sweep, self.nodes, self._rows)
 
-    def _rows(self, contrast: Contrast) -> tuple[Tensor, ...]:
+    def _rows(self, contrast: Contrast) -> tuple[Tensor, Tensor, Tensor]:
         own = list(dict.fromkeys([*self.frozen, *self.nodes.sites]))
         pair = RunPair(self.sweep, contrast, self.nodes.sites, own)
         edits = Edits(self.sweep, pair, contrast.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +33,7 @@ from actinium.core.provenance import provenance
 from actinium.core.recording import Recording
 from actinium.core.task import Task
 
-__all__ = ["ABLATIONS", "MODES", "Edits", "RunPair", "Sweep", "result_of", "source_edit"]
+__all__ = ["ABLATIONS", "MODES", "Edits", "RunPair", "Sweep", "averaged", "result_of", "source_edit"]
 
 MODES = ("denoise", "noise")
 ABLATIONS = ("resample", "zero", "mean", "gaussian")
@@ -135,15 +136,9 @@ class Sweep:
         kept = None
         if self._reference is not None:
             kept = self.model.record(self._reference, nodes.sites, batch_size=self.batch_size)
-        clean, corrupt, patched = [], [], []
-        for draw in contrasts(self.model, self.task, self.noise, self.seed, self.batch_size):
-            parts = [self._rows(contrast, nodes, kept) for contrast in draw]
-            for kind, values in zip((clean, corrupt, patched), zip(*parts, strict=True), strict=True):
-                kind.append(torch.cat(values, -1))
-        mean = [torch.stack(values).mean(0) for values in (clean, corrupt, patched)]
-        return Runs(*mean, present=nodes.present, mode=self.mode)
+        return averaged(self, nodes, lambda contrast: self._rows(contrast, nodes, kept))
 
-    def _rows(self, contrast: Contrast, nodes: NodeSets, kept: Recording | None) -> tuple[Tensor, ...]:
+    def _rows(self, contrast: Contrast, nodes: NodeSets, kept: Recording | None) -> tuple[Tensor, Tensor, Tensor]:
         pair = RunPair(self, contrast, nodes.sites if self.paired else [])
         edits = Edits(self, pair, contrast.rows, kept)
         patched = pair.replay([edits.of(each) for each in nodes.sets])
@@ -153,6 +148,22 @@ class Sweep:
         """The metric for the rows of a contrast."""
         assert self.metric is not None
         return Scorer(self.metric, contrast.answer_ids, contrast.wrong_ids, clean_logits)
+
+
+def averaged(sweep: Sweep, nodes: NodeSets, score: Callable[[Contrast], tuple[Tensor, Tensor, Tensor]]) -> Runs:
+    """Rows of all batches side by side, and the mean over draws of the noise.
+
+    Args:
+        sweep: gives the batches and draws.
+        nodes: what is patched.
+        score: clean and corrupt metric (row,) and patched ones (set, row) of a batch.
+    """
+    draws = []
+    for draw in contrasts(sweep.model, sweep.task, sweep.noise, sweep.seed, sweep.batch_size):
+        parts = [score(contrast) for contrast in draw]
+        draws.append([torch.cat(values, -1) for values in zip(*parts, strict=True)])
+    clean, corrupt, patched = (torch.stack(values).mean(0) for values in zip(*draws, strict=True))
+    return Runs(clean, corrupt, patched, nodes.present, sweep.mode)
 
 
 class RunPair:
@@ -173,8 +184,8 @@ class RunPair:
         clean, corrupt = (other_logits, own_logits) if denoise else (own_logits, other_logits)
         warn_if_failing(clean, contrast)
         self.score = sweep.score(contrast, clean)
-        self.clean = self.score.run(clean, "clean").double().cpu()
-        self.corrupt = self.score.run(corrupt, "corrupt").double().cpu()
+        self.clean = self.score.run(clean, "clean").cpu().double()
+        self.corrupt = self.score.run(corrupt, "corrupt").cpu().double()
         self.base = self.corrupt if denoise else self.clean
 
     def replay(self, variants: list[list[tuple[str, Edit]]]) -> Tensor:
@@ -184,12 +195,19 @@ class RunPair:
         if running:
             values = self.sweep.model.replay(
                 self.inputs,
-                [variants[i] for i in running],
+                [_by_site(variants[i]) for i in running],
                 metric=self.score,
                 progress=self.sweep.progress,
             )
-            out[running] = values.double().cpu()
+            out[running] = values.cpu().double()
         return out
+
+
+def _by_site(edits: list[tuple[str, Edit]]) -> dict[str, list[Edit]]:
+    out: dict[str, list[Edit]] = {}
+    for site, edit in edits:
+        out.setdefault(site, []).append(edit)
+    return out
 
 
 class Edits:
@@ -209,7 +227,7 @@ class Edits:
         same = self.pair.other is not None and not any(
             self._differs(node, edit) for node, (_, edit) in zip(nodes, edits, strict=True)
         )
-        return [] if same else edits
+        return [e for n, e in zip(nodes, edits, strict=True) if self.pair.other is None or self._differs(n, e[1])]
 
     def _edit(self, site: str) -> Edit:
         if site not in self.made:

@@ -47,7 +47,7 @@ def received_attention(pattern: Tensor, causal: bool = True) -> tuple[Tensor, Te
     Returns:
         (..., key) mean, and (key,) number of queries behind it.
 
-    Source: Gu et al., 2025, When attention sink emerges in language models, eq. 7.
+    Source: Gu et al., 2025, When attention sink emerges in language models.
     """
     q, k = pattern.shape[-2:]
     visible = torch.ones(q, k, device=pattern.device, dtype=torch.bool)
@@ -144,7 +144,7 @@ def attention_summary(
     Raises:
         InputError, SiteError: no attention, or no sequence of two positions.
 
-    Source: Gu et al., 2025, eq. 7 (sinks, threshold 0.3); Xiao et al., 2024 (attention to the first token).
+    Source: Gu et al., 2025 (sinks, threshold 0.3); Xiao et al., 2024 (attention to the first token).
     """
     if not 0 < threshold < 1 or min_queries < 1:
         raise InputError(f"expected 0 < threshold < 1 and min_queries >= 1, got {threshold} and {min_queries}")

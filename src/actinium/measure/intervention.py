@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from actinium.core.inputs import Inputs
 from actinium.core.model import Model
 from actinium.core.result import Result
 from actinium.measure.massive import MassiveActivationReport, bos_variants, massive_entries
-from actinium.measure.streaming import as_result, ready, row_batches
+from actinium.measure.streaming import as_result, loss_sum, ready, row_batches
 
 __all__ = ["MassiveIntervention", "massive_intervention", "perplexity"]
 
@@ -58,10 +59,8 @@ def perplexity(model: Model, inputs: Any, batch_size: int | None = 8) -> float:
     """
     total, count = 0.0, 0
     for part in row_batches(ready(model, inputs), batch_size):
-        with torch.no_grad():
-            losses = model.loss(part, reduction="token").double()
-        total += float(losses.nansum())
-        count += int((~losses.isnan()).sum())
+        losses, targets = loss_sum(model, part)
+        total, count = total + losses, count + targets
     if not count:
         raise InputError("perplexity needs a text of two tokens or more")
     return math.exp(min(total / count, 700.0))
@@ -185,14 +184,9 @@ def _perplexity_with(
         positions, _ = _massive_positions(model, report, site, channels, part)
         n_set += sum(map(len, positions)) * len(channels)
         edits = _edits(model, site, channels, positions, mode, means)
-        with torch.no_grad():
-            if edits:
-                with model.edit([(site, edit) for edit in edits]):
-                    losses = model.loss(part, reduction="token").double()
-            else:
-                losses = model.loss(part, reduction="token").double()
-        total += float(losses.nansum())
-        count += int((~losses.isnan()).sum())
+        with model.edit([(site, edit) for edit in edits]) if edits else nullcontext():
+            losses, targets = loss_sum(model, part)
+        total, count = total + losses, count + targets
     return math.exp(min(total / count, 700.0)), n_set
 
 

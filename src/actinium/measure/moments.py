@@ -63,7 +63,7 @@ def activation_moments(
     Raises:
         InputError, SiteError: nothing to read.
 
-    Source: streaming sums of Pebay, 2008, eq. 3.1.
+    Source: streaming sums of Pebay, 2008.
     """
     inputs, layers = ready(model, inputs), choose(model, "resid_post", at)
     found = stream(model, inputs, layers, Moments(), batch_size, progress)

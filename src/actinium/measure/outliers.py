@@ -50,7 +50,7 @@ def channel_kurtosis(rms: Tensor) -> Tensor:
     Returns:
         a float64 scalar.
 
-    Source: He et al., 2024, Understanding and Minimising Outlier Features in Neural Network Training, eq. 1.
+    Source: He et al., 2024, Understanding and Minimising Outlier Features in Neural Network Training.
     """
     s2 = rms.double() ** 2
     s2 = s2[s2.isfinite()]
@@ -92,7 +92,7 @@ def outlier_channels(
         InputError, SiteError: nothing to read.
 
     Source: Dettmers et al., 2022, LLM.int8(), section 4; Bondarenko et al., 2021 (six standard deviations); He
-    et al., 2024, eq. 1 (kurtosis). The rule on the ratio is ours.
+    et al., 2024 (kurtosis). The rule on the ratio is ours.
     """
     inputs, layers = ready(model, inputs), choose(model, "resid_post", at)
     reducers = {"moments": Moments(), "share": _ShareAbove(magnitude)}

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from actinium.core.inputs import Inputs
 from actinium.core.model import Model
 from actinium.core.result import Result
 from actinium.measure.sparsity import KeptUnits, fat_sparsity, topk_sparsity
-from actinium.measure.streaming import Layers, as_result, choose, ready, real_rows, row_batches, stream
+from actinium.measure.streaming import Layers, as_result, choose, loss_sum, ready, real_rows, row_batches, stream
 from actinium.measure.truncation import apply_thresholds, cett_curves
 
 __all__ = ["largest_within", "ppl_p_sparsity"]
@@ -123,23 +124,23 @@ def _edit(model: Model, edits: Mapping[str, Edit]) -> Any:
         yield model
 
 
-def _cross_entropy(model: Model, inputs: Inputs, labels: Tensor | None, batch_size: int | None) -> float:
-    """Mean cross-entropy in nats: of the next token, or of the labels (rows,)."""
-    total, count, row = 0.0, 0, 0
-    for part in row_batches(inputs, batch_size):
-        with torch.no_grad():
-            if labels is None:
-                losses = model.loss(part, reduction="token").double()
-            else:
-                logits = model.logits(part).float()
-                wanted = labels[row : row + part.size].to(logits.device)
-                losses = torch.nn.functional.cross_entropy(logits, wanted, reduction="none").double()
-        row += part.size
-        total += float(losses.nansum())
-        count += int((~losses.isnan()).sum())
-    if not count:
-        raise InputError("no target to compute a loss on")
-    return total / count
+@dataclass(frozen=True)
+class _Part:
+    """Inputs, with the class of each row where the model is a classifier."""
+
+    inputs: Inputs
+    labels: Tensor | None
+
+    def loss(self, model: Model, batch_size: int | None) -> float:
+        """Mean cross-entropy in nats: of the next token, or of the labels."""
+        total, count, row = 0.0, 0, 0
+        for part in row_batches(self.inputs, batch_size):
+            labels = None if self.labels is None else self.labels[row : row + part.size]
+            losses, targets = loss_sum(model, part, labels)
+            total, count, row = total + losses, count + targets, row + part.size
+        if not count:
+            raise InputError("no target to compute a loss on")
+        return total / count
 
 
 def ppl_p_sparsity(
@@ -185,7 +186,7 @@ def ppl_p_sparsity(
         InputError: p < 0, unknown rule, no feed-forward layer, a model in training mode, labels that do not
             fit.
 
-    Source: Luo et al., 2024, Sparsing Law, section 3 and Algorithm 1. "fat" and "topk" are its baselines, here
+    Source: Luo et al., 2024, Sparsing Law. "fat" and "topk" are its baselines, here
     on the gated product where it has the gate's output.
     """
     if not p >= 0 or rule not in RULES:
@@ -197,44 +198,26 @@ def ppl_p_sparsity(
             f"{model.name} does not predict the next token; pass labels=... to measure a classifier's loss"
         )
     prepared, layers = ready(model, inputs), choose(model, "mlp.post", at)
-    classes = _labels(labels, prepared)
+    parts = [_Part(prepared, _labels(labels, prepared))]
+    if held_out is not None:
+        others = ready(model, held_out)
+        parts.append(_Part(others, _labels(held_out_labels, others)))
     search = RULES[rule](model, prepared, layers, max_positions)
-    dense = _cross_entropy(model, prepared, classes, batch_size)
+    dense = [part.loss(model, batch_size) for part in parts]
 
     def ok(strength: float) -> bool:
         with search.edit(strength):
-            return math.exp(_cross_entropy(model, prepared, classes, batch_size) - dense) <= 1 + p / 100
+            return math.exp(parts[0].loss(model, batch_size) - dense[0]) <= 1 + p / 100
 
     strength = largest_within(ok, grid, tol)
-    others = None if held_out is None else ready(model, held_out)
     with search.edit(strength) if strength > 0 else nullcontext():
         kept: list[KeptUnits] = stream(model, prepared, layers, KeptUnits(), batch_size, False)
-        sparse = _cross_entropy(model, prepared, classes, batch_size)
-        if others is not None:
-            other_sparse = _cross_entropy(model, others, _labels(held_out_labels, others), batch_size)
-    ratio, one = np.array([k.ratio for k in kept]), (layers.dim,)
+        sparse = [part.loss(model, batch_size) for part in parts]
     thresholds = search.thresholds(strength) if strength > 0 else dict.fromkeys(layers.names, 0.0)
-    variables: dict[str, Any] = {
-        "ratio": (one, ratio),
-        "sparsity": (one, 1 - ratio),
-        "threshold": (one, [thresholds[name] for name in layers.names]),
-        "total_ratio": ((), ratio.mean()),
-        "strength": ((), strength),
-        "ppl_dense": ((), math.exp(dense)),
-        "ppl_sparse": ((), math.exp(sparse)),
-        "skipped": ((), search.skipped),
-        "per_position": ((layers.dim, "row", "pos"), np.stack([_table(k.per_row) for k in kept])),
-    }
-    if others is not None:
-        other_dense = _cross_entropy(model, others, _labels(held_out_labels, others), batch_size)
-        variables["ppl_dense_held_out"] = ((), math.exp(other_dense))
-        variables["ppl_sparse_held_out"] = ((), math.exp(other_sparse))
-    if (positions := sum(map(len, kept[0].per_row))) < ENOUGH:
-        warnings.warn(
-            f"{positions} positions are few for thresholds; take {ENOUGH} or more",
-            ActiniumWarning,
-            stacklevel=2,
-        )
+    variables = _kept_variables(layers, kept, thresholds)
+    variables |= {"strength": ((), strength), "skipped": ((), search.skipped)}
+    for suffix, before, after in zip(("", "_held_out"), dense, sparse, strict=False):
+        variables |= {f"ppl_dense{suffix}": ((), math.exp(before)), f"ppl_sparse{suffix}": ((), math.exp(after))}
     return as_result(
         model,
         prepared,
@@ -249,8 +232,24 @@ def ppl_p_sparsity(
         grid=grid,
         tol=tol,
         max_positions=max_positions,
-        held_out=others,
+        held_out=[part.inputs for part in parts[1:]],
     )
+
+
+def _kept_variables(layers: Layers, kept: Sequence[KeptUnits], thresholds: Mapping[str, float]) -> dict[str, Any]:
+    """What was kept, by layer and by position; too few positions are warned of."""
+    if (positions := sum(map(len, kept[0].per_row))) < ENOUGH:
+        warnings.warn(
+            f"{positions} positions are few for thresholds; take {ENOUGH} or more", ActiniumWarning, stacklevel=3
+        )
+    ratio, one = np.array([k.ratio for k in kept]), (layers.dim,)
+    return {
+        "ratio": (one, ratio),
+        "sparsity": (one, 1 - ratio),
+        "threshold": (one, [thresholds[name] for name in layers.names]),
+        "total_ratio": ((), ratio.mean()),
+        "per_position": ((layers.dim, "row", "pos"), np.stack([_table(k.per_row) for k in kept])),
+    }
 
 
 def _labels(labels: Any, inputs: Inputs) -> Tensor | None:

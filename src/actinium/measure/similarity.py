@@ -165,7 +165,7 @@ def layer_similarity(
         InputError, SiteError: nothing to read, sites with different numbers of positions, fewer than two
             positions.
 
-    Source: Kornblith et al., 2019 (CKA); Nguyen et al., 2021, eq. 3 (minibatch CKA).
+    Source: Kornblith et al., 2019 (CKA); Nguyen et al., 2021 (minibatch CKA).
     """
     if cka not in (None, "exact", "minibatch"):
         raise InputError(f'cka is "exact", "minibatch" or None, got {cka!r}')

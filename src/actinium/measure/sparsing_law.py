@@ -49,7 +49,7 @@ class SparsingLaw:
         limit_: A0, the ratio for unlimited data (None for the logarithm).
         mae_, mse_: mean absolute and mean squared error of the fit.
 
-    Source: Luo et al., 2024, Sparsing Law, eqs. 4 and 5.
+    Source: Luo et al., 2024, Sparsing Law.
     """
 
     def __init__(self, law: str = "relu") -> None:

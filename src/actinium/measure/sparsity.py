@@ -28,7 +28,7 @@ def activation_ratio(a: Tensor, eps: float = 0.0) -> float:
 def fat_sparsity(a: Tensor, eps: float) -> Tensor:
     """`a` with the entries below a fixed threshold set to zero, |a| < eps.
 
-    Source: FAT-eps in Luo et al., 2024, section 3.
+    Source: FAT-eps in Luo et al., 2024.
     """
     if eps < 0:
         raise InputError(f"eps must not be negative, got {eps}")
@@ -48,7 +48,7 @@ def topk_sparsity(a: Tensor, ratio: float) -> Tensor:
     Raises:
         InputError: ratio outside [0, 1].
 
-    Source: Li et al., 2023, The lazy neuron phenomenon, section 3 (per position); Luo et al., 2024 (baseline).
+    Source: Li et al., 2023, The lazy neuron phenomenon (per position); Luo et al., 2024 (baseline).
     """
     if not 0 <= ratio <= 1:
         raise InputError(f"ratio must be in [0, 1], got {ratio}")
@@ -125,7 +125,7 @@ def activation_sparsity(
     Raises:
         InputError, SiteError: nothing to read.
 
-    Source: Li et al., 2023, The lazy neuron phenomenon, section 2.
+    Source: Li et al., 2023, The lazy neuron phenomenon.
     """
     if eps < 0:
         raise InputError(f"eps must not be negative, got {eps}")

@@ -19,7 +19,7 @@ from actinium.core.recording import Recording
 from actinium.core.reducers import Context, feature_rows
 from actinium.core.result import Result
 
-__all__ = ["Layers", "as_result", "choose", "padded", "ready", "real_rows", "row_batches", "stream"]
+__all__ = ["Layers", "as_result", "choose", "loss_sum", "padded", "ready", "real_rows", "row_batches", "stream"]
 
 NON_LINEARITIES = (
     *(
@@ -176,6 +176,23 @@ def real_rows(rec: Recording, site: str) -> Tensor:
     dims = rec.dims[site]
     context = Context(dims=dims, mask=rec.mask, tokens=None, rows=torch.arange(len(value)), site=site)
     return feature_rows(value, context)[0]
+
+
+def loss_sum(model: Model, part: Inputs, labels: Tensor | None = None) -> tuple[float, int]:
+    """Sum over targets of the cross-entropy in nats, and the number of targets.
+
+    Args:
+        model: the model.
+        part: one batch of prepared inputs.
+        labels: class of each row (rows,); None for the next token.
+    """
+    with torch.no_grad():
+        if labels is None:
+            losses = model.loss(part, reduction="token")
+        else:
+            logits = model.logits(part).float()
+            losses = nn.functional.cross_entropy(logits, labels.to(logits.device), reduction="none")
+    return float(losses.double().nansum()), int((~losses.isnan()).sum())
 
 
 def padded(vectors: Sequence[Tensor]) -> np.ndarray:

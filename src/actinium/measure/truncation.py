@@ -32,7 +32,7 @@ def output_magnitude(a: Tensor, w: Tensor) -> Tensor:
     Returns:
         (n, units) float32.
 
-    Source: Luo et al., 2024, section 3.
+    Source: Luo et al., 2024.
     """
     if a.ndim != 2 or w.ndim != 2 or a.shape[1] != w.shape[1]:
         raise InputError(f"expected (n, units) and (d, units), got {tuple(a.shape)} and {tuple(w.shape)}")
@@ -54,7 +54,7 @@ class CettCurve:
     Raises:
         InputError: shapes do not fit, nothing is finite, or every output is zero.
 
-    Source: Luo et al., 2024, eq. 3; the search over candidates as in the authors' code.
+    Source: Luo et al., 2024; the search over candidates as in the authors' code.
     """
 
     def __init__(self, a: Tensor, w: Tensor) -> None:
@@ -119,7 +119,7 @@ def cett(a: Tensor, w: Tensor, tau: float) -> float:
     Raises:
         InputError: as for `CettCurve`.
 
-    Source: Luo et al., 2024, eq. 3.
+    Source: Luo et al., 2024.
     """
     return CettCurve(a, w)(tau)
 

@@ -171,7 +171,8 @@ class Evidence:
         """The evidence as a Markdown fragment: claim, table, verdict, notes and settings."""
         lines = ["| measured | value |", "|---|---:|"]
         for name, value in self.measured.items():
-            lines.append(f"| {name} | {_shown(value)} |")
+            cells = (text.replace("|", "\\|") for text in (name, _shown(value)))
+            lines.append(f"| {' | '.join(cells)} |")
         parts = [
             f"**Claimed.** {self.claimed}",
             "\n".join(lines),

@@ -1,0 +1,75 @@
+"""Which of the shipped tasks a model can be patched on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from actinium.circuits.contrast import DOES_THE_TASK, answer_share, last_logits
+from actinium.circuits.repetition import repeated_names, repeated_tokens
+from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.inputs import Tokens
+from actinium.core.model import Model
+from actinium.core.task import Task
+from actinium.world import tasks
+
+__all__ = ["suitable_tasks"]
+
+WORLD: dict[str, Callable[..., Task]] = {
+    "ioi": tasks.ioi,
+    "greater_than": tasks.greater_than,
+    "facts": tasks.facts,
+    "two_hop": tasks.two_hop,
+    "sentiment": tasks.sentiment,
+    "arithmetic": tasks.arithmetic,
+    "multiple_choice": tasks.multiple_choice,
+    "refusal": tasks.refusal,
+}
+REPETITION: dict[str, Callable[..., Task]] = {"repeated_names": repeated_names, "repeated_tokens": repeated_tokens}
+
+
+def suitable_tasks(
+    model: Model, names: Sequence[str] = tuple(WORLD), n: int = 64, seed: int = 0, least: float = DOES_THE_TASK
+) -> dict[str, Task]:
+    """The tasks that fit a model's tokenizer and that it does; tasks of repetition where none of the named ones fits.
+
+    Args:
+        model: a causal language model.
+        names: tasks of `actinium.world.tasks` and of repetition to try.
+        n: most rows of each.
+        seed: of their draw.
+        least: share of clean prompts on which the answer must beat the wrong answer.
+
+    Returns:
+        Tasks by name; none where the model does none.
+
+    Raises:
+        UnknownNameError: there is no such task.
+    """
+    known = {**WORLD, **REPETITION}
+    for name in names:
+        if name not in known:
+            raise UnknownNameError(unknown("task", name, known))
+    fitting = _fitting(model, {name: known[name] for name in names}, n, seed)
+    if not fitting:
+        fitting = _fitting(model, REPETITION, n, seed)
+    return {name: task for name, task in fitting.items() if _share(model, task) >= least}
+
+
+def _fitting(model: Model, makers: dict[str, Callable[..., Task]], n: int, seed: int) -> dict[str, Task]:
+    out: dict[str, Task] = {}
+    for name, make in makers.items():
+        try:
+            out[name] = make(model, n=n, seed=seed)
+        except InputError:
+            continue
+    return out
+
+
+def _share(model: Model, task: Task) -> float:
+    """Share of clean prompts on which the answer beats the wrong answer."""
+    tokens: Any = Tokens(task.clean_ids, task.mask, torch.arange(len(task)))
+    logits, _ = last_logits(model, tokens, [])
+    return answer_share(logits, task.answer_ids, task.wrong_ids)

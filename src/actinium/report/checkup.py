@@ -1,0 +1,223 @@
+"""The check-up: measure, judge, write the report."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actinium.core.errors import ActiniumError, ActiniumWarning, InputError, unknown
+from actinium.core.loading import load
+from actinium.core.model import Model
+from actinium.core.result import Result
+from actinium.report.document import FORMATS, NAMES, Report
+from actinium.report.measurements import MEASUREMENTS, Measurement, Plan
+from actinium.report.sample import Sample, check_source, read
+
+__all__ = ["Interrupted", "Outcome", "check_folder", "scan"]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during the check-up; `report` holds what was measured before."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class Outcome:
+    """What became of one measurement.
+
+    Attributes:
+        state: "done", "not applicable", "failed" or "not run".
+        result: what it found, if it is done.
+        reason: why it is not.
+        rows, tokens: of the input that it read.
+        notes: warnings raised meanwhile.
+    """
+
+    def __init__(self, measurement: Measurement) -> None:
+        self.measurement, self.state = measurement, "not run"
+        self.result: Result | None = None
+        self.reason: str | None = "the check-up was interrupted"
+        self.rows: int | None = None
+        self.tokens: int | None = None
+        self.notes: list[str] = []
+
+
+def scan(
+    model: Any,
+    *,
+    text: str | os.PathLike[str] | Sequence[str] | None = None,
+    data: Any = None,
+    dataset: str | None = None,
+    out: str | os.PathLike[str] | None = "actinium-report",
+    formats: Sequence[str] = FORMATS,
+    device: str | torch.device | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Report:
+    """Check up on a model's activations and write a report.
+
+    Args:
+        model: what `ac.load` takes, or a Model.
+        text, data, dataset: what to read it with, one of them at most; see `actinium.report.read`.
+        out: folder of the report; None writes nothing.
+        formats: "html", "json", "md".
+        device: where to run; by default where the model is.
+        limit: most tokens, images or rows to read; by default from what a pass costs.
+        seed: of the draw of documents or images where there are more.
+        progress: show a progress bar.
+
+    Returns:
+        the report; `report.findings`, the most important first, `report.results` by measurement, `report.files`.
+
+    Raises:
+        InputError: bad input, refused before anything is measured: no such file, empty text, an input that the
+            model does not take, a folder that cannot be written.
+        LoadError: the model cannot be loaded.
+        Interrupted: on Ctrl-C once something was measured; the report is written with what there is, and is in
+            `.report`.
+    """
+    _check_formats(formats)
+    check_source(text, data, dataset)
+    folder = check_folder(out, formats) if out is not None else None
+    loaded, said = _loaded(model, device)
+    with evaluating(loaded):
+        sample = read(loaded, text=text, data=data, dataset=dataset, limit=limit, seed=seed)
+        outcomes = [Outcome(measurement) for measurement in MEASUREMENTS]
+        stopped = not _measure_all(outcomes, loaded, sample, progress)
+        report = Report.of(loaded, sample, outcomes, source=model, seed=seed, interrupted=stopped, said=said)
+    done = sum(outcome.state == "done" for outcome in outcomes)
+    if stopped and not done:
+        raise KeyboardInterrupt("nothing was measured yet, so there is no report")
+    if folder is not None:
+        report.save(folder, formats)
+    if stopped:
+        kept = f"{done} of {len(outcomes)} measurements are kept"
+        where = f" in {report.files[0]}" if report.files else ""
+        raise Interrupted(kept + where, report)
+    return report
+
+
+def _loaded(source: Any, device: str | torch.device | None) -> tuple[Model, list[str]]:
+    """The model, and what was said while it was loaded (weights that are missing in the file, for example)."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        model = load(source, device=device)
+    for warning in heard:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    return model, _said(heard)
+
+
+def _said(heard: Sequence[warnings.WarningMessage]) -> list[str]:
+    """What this package said among the warnings."""
+    return [str(w.message) for w in heard if issubclass(w.category, ActiniumWarning)]
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    if isinstance(formats, str) or not formats:
+        raise InputError(f"formats is a list with some of {', '.join(FORMATS)}, not {formats!r}")
+    for name in formats:
+        if name not in FORMATS:
+            raise InputError(unknown("format", str(name), FORMATS))
+
+
+def check_folder(out: str | os.PathLike[str], formats: Sequence[str] = FORMATS) -> Path:
+    """Make sure that the folder of the report can be written.
+
+    Raises:
+        InputError: it cannot be made, is a file, is read-only, or holds a folder where a file has to go.
+    """
+    folder = Path(out)
+    for name in formats:
+        if (folder / NAMES[name]).is_dir():
+            raise InputError(f"cannot write {str(folder / NAMES[name])!r}: it is a folder")
+    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    probe = folder / ".actinium-writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {str(out)!r}: {error.strerror}") from None
+    for path in made:  # the report makes it again; nothing is left behind if the input is refused later
+        path.rmdir()
+    return folder
+
+
+@contextmanager
+def evaluating(model: Model) -> Iterator[None]:
+    """Evaluation mode while the block lasts, so that dropout and batch statistics stand still."""
+    training = [m for m in model.module.modules() if m.training]
+    model.module.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _measure_all(outcomes: list[Outcome], model: Model, sample: Sample, progress: bool) -> bool:
+    """Run the measurements one after the other; False if Ctrl-C stopped it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress)
+    results: dict[str, Result] = {}
+    try:
+        with bar:
+            task = bar.add_task("measuring", total=len(outcomes))
+            for outcome in outcomes:
+                bar.update(task, description=outcome.measurement.title)
+                _measure(outcome, model, sample, results)
+                if outcome.result is not None:
+                    results[outcome.measurement.name] = outcome.result
+                bar.advance(task)
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _measure(outcome: Outcome, model: Model, sample: Sample, results: dict[str, Result]) -> None:
+    """Run one measurement. What it cannot do is a reason in the report, never the end of the check-up."""
+    measurement = outcome.measurement
+    reason = measurement.unfit(model, sample)
+    if reason is not None:
+        outcome.state, outcome.reason = "not applicable", reason
+        return
+    plan = Plan(model, sample, measurement.passes(model), results)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        try:
+            found = measurement.run(plan)
+        except ActiniumError as error:
+            outcome.state, outcome.reason = "not applicable", str(error)
+            return
+        except Exception as error:  # a bug in one measurement must not cost the others; it is in the report
+            outcome.state, outcome.reason = "failed", _blame(error)
+            return
+    outcome.state, outcome.reason, outcome.result = "done", None, found
+    outcome.rows, outcome.tokens = len(plan.inputs), plan.tokens
+    outcome.notes = _said(heard)
+
+
+def _blame(error: Exception) -> str:
+    """The error, and the last line of this package that it went through."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if path.is_relative_to(PACKAGE):
+            place = f" (actinium/{path.relative_to(PACKAGE).as_posix()}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    message = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {message}{place}"
