@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pytest
 import torch
-from toys import Gate, Parallel, Suppressed, gate_task, linear_task, random_task, task_of
+from toys import Coincidence, Gate, Parallel, Suppressed, gate_task, linear_task, random_task, task_of
 
 import architectures
 from actinium.circuits import Node, detect, patch
-from actinium.circuits.effects import Effects
+from actinium.circuits.effects import Effects, Runs, effect_of
 from actinium.core import edits
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
@@ -344,24 +342,16 @@ def test_a_node_may_be_a_pattern_with_restrictions():
 
 
 def test_a_set_holds_what_both_runs_share_even_when_another_of_its_nodes_changes():
-    """Position 4's stream is the same in both runs at layer 0; in a set with position 2 it stays at that value."""
-    model, task = architectures.shared("llama"), random_task(changed=2)
-    sets = {
-        "one": Node("blocks.0.attn.out", positions=[2]),
-        "two": [Node("blocks.0.attn.out", positions=[2]), Node("blocks.1.attn.q", positions=[1])],
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warnings.filterwarnings("ignore", "the model prefers")
-        found = patch(model, task, at=sets).data["effect"].values
-    clean, corrupt = inputs_of(task), inputs_of(task, corrupt=True)
-    rec = model.record(clean, ["blocks.0.attn.out", "blocks.1.attn.q"])
-    changes = [
-        ("blocks.0.attn.out", edits.Replace(rec["blocks.0.attn.out"]).at(positions=[2])),
-        ("blocks.1.attn.q", edits.Replace(rec["blocks.1.attn.q"]).at(positions=[1])),
-    ]
-    ends = logit_diff(model, task, corrupt).mean(), logit_diff(model, task, clean).mean()
-    for value, some in zip(found, (changes[:1], changes), strict=True):
-        with model.edit(some):
-            patched = logit_diff(model, task, corrupt).mean()
-        assert value == pytest.approx(float((patched - ends[0]) / (ends[1] - ends[0])), abs=5e-5)
+    """With `a` restored alone `b` speaks up (0.5 x 10); a set with both keeps `b` at the silence of both runs."""
+    sets = {"a": "module:a", "b": "module:b", "both": ["module:a", "module:b"]}
+    found = patch(Model(Coincidence()), task_of([[1, 0]], [[0, 1]], [1], [0]), at=sets)
+    assert found.data["effect"].values.tolist() == [6.0, 0.0, 1.0]
+
+
+def test_rows_that_do_not_differ_have_no_normalised_effect():
+    clean, corrupt = torch.tensor([3.0, 5.0, 1.0]).double(), torch.tensor([3.0 + 1e-6, 1.0, 0.0]).double()
+    patched = torch.tensor([[3.0, 5.0, 0.5], [3.5, 1.0, 1.0]]).double()
+    present = torch.tensor([[True, False, False], [False, True, True]])
+    effect = effect_of(Runs(clean, corrupt, patched, present, "denoise"), True, "logit_diff")
+    assert torch.isnan(effect[0])
+    assert float(effect[1]) == pytest.approx((1.0 - 0.5) / (3.0 - 0.5))

@@ -84,3 +84,17 @@ class Suppressed(nn.Module):
         answer = 12.0 * self.mover(on) + 3.0 * self.negative(-on)
         other = torch.full_like(answer, 8.0)
         return torch.stack([other, answer], -1)
+
+
+class Coincidence(nn.Module):
+    """`b` is silent in both runs and speaks only where `a` comes from one of them and the second token from the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Identity(), nn.Identity()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        a = self.a(ids[:, :1].float())
+        b = self.b(torch.relu(a + ids[:, 1:] - 1.5))
+        answer = a + 10.0 * b
+        return torch.stack([torch.zeros_like(answer), answer], -1).expand(-1, ids.shape[1], -1)

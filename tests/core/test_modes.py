@@ -9,6 +9,7 @@ from torch import nn
 
 import actinium.core.attention
 from actinium.core.edits import Add, ProjectOut, Scale
+from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
 from actinium.core.taps import board
 
@@ -55,6 +56,18 @@ def test_recording_under_autocast_changes_no_bit(name):
     assert rec["blocks.0.attn.out"].dtype == torch.bfloat16
     added = edited["blocks.1.resid_post"] - rec["blocks.1.resid_post"]
     assert torch.allclose(added, vector.expand_as(added), atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma"])
+def test_patterns_of_padded_float64_models_can_be_edited(name):
+    """The lowest double is minus infinity to a softmax in single precision; padding must not turn into NaN."""
+    model = Model(build(name).double())
+    ids, mask = pad([token_ids(1, n, seed=n)[0].tolist() for n in (6, 3)], 0, "left")
+    with model.edit({"blocks.0.attn.pattern": Scale(0.7).at(heads=[1])}):
+        rec = model.record(Tokens(ids, mask, torch.arange(2)), "blocks.*.resid_post")
+        alone = model.record(ids[1:, 3:], "blocks.*.resid_post")
+    for site in rec.sites:
+        assert torch.allclose(rec[site][1:, 3:], alone[site], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["wrapped", "in place"])

@@ -16,6 +16,7 @@ import torch
 import actinium as ac
 from actinium.report import measurements
 from actinium.report.checkup import Interrupted
+from actinium.report.rules.rule import SEVERITIES
 from actinium.report.write_docs import SCHEMA
 
 
@@ -150,6 +151,14 @@ def run_python(code):
 def test_every_look_closer_runs_and_prints(llama_report):
     for finding in llama_report.findings:
         assert run_python(finding.look).strip(), finding.rule
+
+
+def test_findings_are_ordered_and_their_code_fits_a_terminal(llama_report):
+    severities = [SEVERITIES.index(f.severity) for f in llama_report.findings]
+    assert severities == sorted(severities)
+    for finding in llama_report.findings:
+        look = finding.look.removeprefix(llama_report.document.setup)
+        assert all(len(line) <= 76 for line in look.splitlines()), look
 
 
 def test_setup_makes_the_same_inputs(llama_report):

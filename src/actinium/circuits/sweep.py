@@ -227,7 +227,7 @@ class Edits:
         same = self.pair.other is not None and not any(
             self._differs(node, edit) for node, (_, edit) in zip(nodes, edits, strict=True)
         )
-        return [e for n, e in zip(nodes, edits, strict=True) if self.pair.other is None or self._differs(n, e[1])]
+        return [] if same else edits
 
     def _edit(self, site: str) -> Edit:
         if site not in self.made:

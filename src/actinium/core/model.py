@@ -179,6 +179,8 @@ class Model:
         Raises:
             SiteError: if one matches nothing; it says what this architecture has instead.
         """
+        if not isinstance(at, str | Site | Sequence):
+            raise SiteError(f"a site is a text such as 'blocks.0.resid_post', not {type(at).__name__}")
         given = [at] if isinstance(at, str | Site) else list(at)
         out: dict[tuple[str, int | None], tuple[Site, Tap, int | None]] = {}
         if not given:

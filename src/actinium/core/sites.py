@@ -63,7 +63,10 @@ def translate(pattern: str) -> re.Pattern[str]:
         SiteError: if braces do not close, or a range runs backwards.
     """
     prefix, colon, path = pattern.rpartition(":")
-    parts = [_part(p, pattern) for p in _split_parts(path, pattern)]
+    written = _split_parts(path, pattern)
+    # Several ** in a row mean what one means.
+    written = [p for i, p in enumerate(written) if p != "**" or i == 0 or written[i - 1] != "**"]
+    parts = [_part(p, pattern) for p in written]
     body = ""
     for i, part in enumerate(parts):
         if part is None:
@@ -123,7 +126,15 @@ def _part(part: str, pattern: str) -> str | None:
 def _numbers(low: int, high: int, pattern: str) -> str:
     if high < low:
         raise SiteError(f"site pattern {pattern!r}: the range {low}-{high} runs backwards")
-    return "(?:" + "|".join(str(n) for n in range(low, high + 1)) + ")"
+    # Blocks of 10, 100, … numbers that share their first digits, so that a wide range is a short expression.
+    blocks = []
+    while low <= high:
+        size = 1
+        while low >= size * 10 and low % (size * 10) == 0 and low + size * 10 - 1 <= high:
+            size *= 10
+        blocks.append(str(low // size) + r"\d" * (len(str(size)) - 1))
+        low += size
+    return "(?:" + "|".join(blocks) + ")"
 
 
 def _from_the_end(pattern: str, n_layers: int) -> str:
