@@ -87,7 +87,7 @@ class Suppressed(nn.Module):
 
 
 class Coincidence(nn.Module):
-    """`b` is silent in both runs and speaks only where `a` comes from one of them and the second token from the other."""
+    """`b` is silent in both runs and speaks only where `a` comes from one and the second token from the other."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -360,3 +360,21 @@ def test_a_failing_measurement_is_reported_and_the_rest_goes_on(tiny_llama, text
     assert reasons(report)["rank"].startswith("RuntimeError: a bug <here> (actinium/report/")
     assert states(report)["quantisation"] == "done"
     assert "a bug &lt;here&gt;" in (tmp_path / "report.html").read_text()
+
+
+def test_planted_massive_activation_is_found_with_its_token_and_channel(tiny_llama, text_file):
+    model = ac.load(tiny_llama)
+    with torch.no_grad():
+        model.module.model.embed_tokens.weight[1, 5] = 4000.0  # <bos>
+    report = ac.report.scan(model, text=text_file, out=None, progress=False)
+    finding = next(f for f in report.findings if f.rule == "massive-activations")
+    assert finding.where == "layers 0-2, channel 5"
+    assert "token '<bos>' at the start" in finding.what
+    assert "set to zero, perplexity goes from" in finding.what
+    assert finding.value > 1000
+    assert states(report)["massive_effect"] == "done"
+    space = {"module": model}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(finding.look, space)
+    assert "<bos>" in printed.getvalue()
+    assert "first-position" in {f.rule for f in report.findings}

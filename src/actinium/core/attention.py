@@ -124,7 +124,8 @@ def _explicit_mask(module: nn.Module, query: Tensor, key: Tensor, mask: Tensor |
         # Without a mask there is no earlier column; keys beyond the queries are a static cache's, not yet filled.
         mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril()[None, None]
     if mask.dtype == torch.bool:
-        low = torch.finfo(query.dtype).min
+        # Eager code takes the softmax in float32, where the lowest float64 would be minus infinity.
+        low = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, low)
     return mask
 
