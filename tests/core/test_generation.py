@@ -212,6 +212,19 @@ def test_a_value_for_each_prompt_position_leaves_the_new_tokens_alone():
     assert torch.allclose(got, whole, atol=1e-4)
 
 
+def test_a_vector_for_each_prompt_position_leaves_the_new_tokens_alone():
+    """Add and Scale hold columns of the prompt only, as Replace may."""
+    model, prompt = shared("llama"), token_ids(2, 5)
+    more = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+    edits = [("blocks.0.resid_post", Scale(1 + more / 5)), ("blocks.1.resid_post", Add(more))]
+    with model.edit(edits), model.recording("blocks.*.resid_post") as rec:
+        ids = model.generate(prompt, **GREEDY)
+    longer = torch.cat([more, torch.zeros(NEW - 1, 32)])
+    with model.edit({"blocks.0.resid_post": Scale(1 + longer / 5), "blocks.1.resid_post": Add(longer)}):
+        whole = model.record(ids[:, :-1], rec.sites)
+    assert all(same(rec[s], whole[s]) for s in rec.sites)
+
+
 @pytest.mark.parametrize("options", [
     {"prompt_lookup_num_tokens": 2},
     {"cache_implementation": "static"},
