@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
+import importlib
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import matplotlib
 
@@ -12,10 +13,10 @@ matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
+import actinium
 from actinium.papers import Evidence, Paper, catalogue, registry, reproduce
 
 DOCS = Path(__file__).parent
-PACKAGE = DOCS.parent / "src" / "actinium"
 ROOMS = ("core", "world", "measure", "circuits", "report", "papers")
 
 
@@ -34,28 +35,30 @@ def main() -> None:
 
 
 def api_page(room: str) -> str:
-    """The modules of a room that name public things, each with its docstrings."""
-    parts = [f"# actinium.{room}"]
-    reproductions = {registry.module_name(entry) for entry in catalogue()} if room == "papers" else set()
-    for path in sorted((PACKAGE / room).glob("*.py")):
-        if path.stem == "__init__" or path.stem.startswith("_") or path.stem in reproductions:
+    """What a room hands on, by the module that defines it, each with its docstring."""
+    # The core has no names of its own to hand on: the package itself does that.
+    package = actinium if room == "core" else importlib.import_module(f"actinium.{room}")
+    modules: dict[str, list[str]] = {}
+    for name in package.__all__:
+        found = getattr(package, name)
+        if name in ("core", *ROOMS):
             continue
-        names = public_names(path)
-        if names:
-            parts.append(f"## {path.stem}\n\n{module_docstring(path)}")
-            parts += [f"::: actinium.{room}.{path.stem}.{name}" for name in names]
+        if isinstance(found, ModuleType):
+            modules[found.__name__] = public_names(found)
+        else:
+            modules.setdefault(found.__module__, []).append(found.__name__)
+    parts = [f"# actinium.{room}"]
+    for module, names in sorted(modules.items()):
+        parts.append(f"## {module.rpartition('.')[2]}\n\n{importlib.import_module(module).__doc__}")
+        parts += [f"::: {module}.{name}" for name in dict.fromkeys(names)]
     return "\n\n".join(parts) + "\n"
 
 
-def public_names(path: Path) -> list[str]:
-    """The functions and classes that a module defines without a leading underscore, in its order."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    named = (node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef)))
-    return [node.name for node in named if not node.name.startswith("_") and ast.get_docstring(node)]
-
-
-def module_docstring(path: Path) -> str:
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+def public_names(module: ModuleType) -> list[str]:
+    """The functions and classes of `__all__`, or those that the module defines."""
+    defined = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+    names = getattr(module, "__all__", defined)
+    return [name for name in names if callable(getattr(module, name)) and not name.startswith("_")]
 
 
 def write_paper(entry: Paper, evidence: Evidence) -> None:

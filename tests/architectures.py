@@ -8,7 +8,7 @@ sliding window), so that a confusion of sizes shows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -120,6 +120,19 @@ def _clip() -> nn.Module:
     return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16))
 
 
+def _gpt_neo() -> nn.Module:
+    sizes = {"hidden_size": D_MODEL, "num_layers": 2, "num_heads": HEADS, "max_position_embeddings": CONTEXT}
+    kinds = [[["global", "local"], 1]]
+    return hf.GPTNeoForCausalLM(
+        hf.GPTNeoConfig(vocab_size=VOCAB, attention_types=kinds, window_size=4, **sizes, **ENDS)
+    )
+
+
+def _distilbert() -> nn.Module:
+    sizes = {"dim": D_MODEL, "n_layers": LAYERS, "n_heads": HEADS, "hidden_dim": 48, "vocab_size": VOCAB}
+    return hf.DistilBertForMaskedLM(hf.DistilBertConfig(**sizes, max_position_embeddings=CONTEXT, pad_token_id=0))
+
+
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
 
 # Families of the design, by the `model_type`s of the table; several rows where one type has several shapes.
@@ -176,6 +189,12 @@ UNLISTED: dict[str, Callable[[], nn.Module]] = {
     "olmo": lambda: _causal("Olmo"),
     "starcoder2": lambda: _causal("Starcoder2", sliding_window=None),
     "cohere": lambda: _causal("Cohere"),
+    "nemotron": lambda: _causal("Nemotron"),
+    "olmo2": lambda: _causal("Olmo2"),
+    "glm4": lambda: _causal("Glm4"),
+    "granite": lambda: _causal("Granite", residual_multiplier=0.3),
+    "gpt_neo": _gpt_neo,
+    "distilbert": _distilbert,
 }
 CAUSAL = tuple(list(BUILDERS)[: list(BUILDERS).index("bert")])
 MASKED = ("bert", "roberta", "xlm-roberta", "electra")
@@ -229,7 +248,7 @@ def build(name: str, seed: int = 0, attention: str | None = None) -> nn.Module:
     return module.eval()
 
 
-@lru_cache(maxsize=None)
+@cache
 def shared(name: str, attention: str | None = None) -> Model:
     """One model for all tests of a session; none of them may change it."""
     return Model(build(name, attention=attention))

@@ -48,9 +48,7 @@ class GPT2(Unrotated):
 
     def qkv(self, i: int, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         joint = self.blocks[i].attn.c_attn
-        return tuple(
-            p.unflatten(-1, (self.heads, -1)) for p in (h @ joint.weight + joint.bias).chunk(3, -1)
-        )
+        return tuple(p.unflatten(-1, (self.heads, -1)) for p in (h @ joint.weight + joint.bias).chunk(3, -1))
 
 
 class NeoX(Plain):

@@ -207,9 +207,7 @@ class T5Tower(Unrotated):
         if self.causal:
             cross, memory = layers[1].EncDecAttention, rec["encoder.final_norm"]
             yield at + "cross_attn.q", self.heads_of(cross, layers[1].layer_norm(before), "q")[0]
-            yield from zip(
-                [at + "cross_attn.k", at + "cross_attn.v"], self.heads_of(cross, memory, "kv"), strict=True
-            )
+            yield from zip([at + "cross_attn.k", at + "cross_attn.v"], self.heads_of(cross, memory, "kv"), strict=True)
             yield from self.attention(i, rec, at + "cross_attn")
             yield at + "cross_attn.out", cross.o(rec[at + "cross_attn.z"].flatten(2))
             yield at + "resid_cross", before + rec[at + "cross_attn.out"]

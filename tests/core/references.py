@@ -7,7 +7,6 @@ site's name and the value that the recorded sites before it demand.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Any
 

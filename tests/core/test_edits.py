@@ -1,15 +1,15 @@
-"""Every operator and every restriction against plain tensor arithmetic, and gradients through them."""
+"""Every operator and every restriction against plain tensor arithmetic."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ATTENTION, CAUSAL, build, inputs_for, shared, token_ids
 
 from actinium.core.edits import Add, Clamp, Fn, Mean, ProjectOut, Replace, Resample, Scale, Zero
 from actinium.core.errors import InputError, SiteError
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
+from architectures import ATTENTION, CAUSAL, build, inputs_for, shared, token_ids
 
 SITE = "blocks.1.resid_post"
 LENGTHS = (7, 3, 5, 4)
@@ -30,7 +30,7 @@ def read(model, inputs, edits, at=SITE):
         return model.record(inputs, at)[at]
 
 
-VECTOR, PLANE = drawn(32), drawn(3, 32, seed=1)
+VECTOR, PLANE, STRENGTHS = drawn(32), drawn(3, 32, seed=1), torch.tensor([1.0, -3.0])
 
 
 def without(x, directions):
@@ -42,7 +42,7 @@ def without(x, directions):
 OPERATORS = {
     "add": (Add(VECTOR), lambda x: x + VECTOR),
     "add scaled": (Add(VECTOR, scale=-2.5), lambda x: x - 2.5 * VECTOR),
-    "add by row": (Add(VECTOR, scale=torch.tensor([1.0, -3.0])), lambda x: x + torch.tensor([1.0, -3.0])[:, None, None] * VECTOR),
+    "add by row": (Add(VECTOR, scale=STRENGTHS), lambda x: x + STRENGTHS[:, None, None] * VECTOR),
     "add by position": (Add(drawn(7, 32)), lambda x: x + drawn(7, 32)),
     "add list": (Add([1.0] * 32), lambda x: x + 1),
     "scale": (Scale(0.25), lambda x: x * 0.25),
@@ -306,91 +306,6 @@ def test_an_edited_query_and_key_make_the_scores(name):
     assert torch.allclose(got, ((new - old) * d_head**-0.5)[..., seen], atol=1e-4)
 
 
-def explicit(module, inputs, change, layer):
-    """Logits of a Llama whose stream after one block is changed, from its own layers one by one."""
-    base = module.model
-    h = base.embed_tokens(inputs)
-    n = inputs.shape[1]
-    positions = torch.arange(n)[None]
-    rope = base.rotary_emb(h, positions)
-    mask = torch.full((n, n), torch.finfo(h.dtype).min).triu(1)[None, None]
-    for i, block in enumerate(base.layers):
-        out = block(h, attention_mask=mask, position_embeddings=rope, position_ids=positions)
-        h = out[0] if isinstance(out, tuple) else out
-        h = change(h) if i == layer else h
-    return module.lm_head(base.norm(h))
-
-
-def test_gradients_of_an_added_vector_are_those_of_the_explicit_network():
-    module, inputs = build("llama"), token_ids()
-    model = Model(module)
-    vector, strength = VECTOR.clone().requires_grad_(), torch.tensor(0.7, requires_grad=True)
-    with model.edit({SITE: Add(vector, scale=strength).at(positions=[2, -1])}):
-        model(inputs).logits.logsumexp(-1).sum().backward()
-    other, factor = VECTOR.clone().requires_grad_(), torch.tensor(0.7, requires_grad=True)
-    chosen = torch.zeros(7, 1)
-    chosen[[2, 6]] = 1
-    explicit(module, inputs, lambda h: h + chosen * factor * other, 1).logsumexp(-1).sum().backward()
-    assert torch.allclose(vector.grad, other.grad, rtol=1e-4, atol=1e-5)
-    assert torch.allclose(strength.grad, factor.grad, rtol=1e-4)
-
-
-def test_gradients_of_projected_out_directions_are_those_of_the_explicit_network():
-    module, inputs = build("llama"), token_ids()
-    model = Model(module)
-    plane = PLANE.clone().requires_grad_()
-    with model.edit({SITE: ProjectOut(plane)}):
-        model(inputs).logits.square().mean().backward()
-    other = PLANE.clone().requires_grad_()
-
-    def change(h):
-        return h - h @ torch.linalg.pinv(other) @ other
-
-    explicit(module, inputs, change, 1).square().mean().backward()
-    assert torch.allclose(plane.grad, other.grad, rtol=1e-3, atol=1e-5)
-    assert plane.grad.abs().max() > 1e-4
-
-
-def test_gradients_of_orthogonal_equally_long_directions_are_finite():
-    """Their singular values coincide, where derivatives of single singular vectors do not exist."""
-    model = shared("llama")
-    plane = torch.eye(32)[:2].requires_grad_()
-    with model.edit({SITE: ProjectOut(plane)}):
-        loss = model(token_ids()).logits.square().mean()
-    (grad,) = torch.autograd.grad(loss, plane)
-    assert bool(torch.isfinite(grad).all())
-
-
-@pytest.mark.parametrize("kind", ["add", "project", "scale", "replace"])
-def test_optimising_an_edits_own_tensor_lowers_a_loss(kind):
-    """One edit object through a loop of steps, as anyone would write it."""
-    model, inputs = shared("llama"), token_ids()
-    tensor = (0.1 * drawn(32, seed=5) + (kind == "scale")).requires_grad_()
-    edit = {"add": Add, "project": ProjectOut, "scale": Scale, "replace": Replace}[kind](tensor)
-    optimiser = torch.optim.Adam([tensor], lr=0.05)
-    losses = []
-    for _ in range(12):
-        optimiser.zero_grad()
-        with model.edit({SITE: edit}):
-            logits = model(inputs).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, -1], torch.tensor([5, 6]))
-        loss.backward()
-        optimiser.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.05
-    assert all(p.grad is None or True for p in model.module.parameters())
-    model.module.zero_grad()
-
-
-def test_gradients_pass_through_an_edit_to_what_lies_before_it():
-    model = Model(build("gpt2"))
-    inputs = token_ids()
-    with model.edit({SITE: Clamp(-0.5, 0.5)}):
-        rec = model.record(inputs, ["blocks.0.resid_post", "logits"], grad=True)
-    (grad,) = torch.autograd.grad(rec["logits"].square().mean(), rec["blocks.0.resid_post"])
-    assert grad.abs().max() > 0
-
-
 @pytest.mark.parametrize("name", ["vit", "dinov2", "bert", "t5-gated", "clip_vision_model"])
 def test_other_kinds_of_models_are_edited_at_their_positions_and_heads(name):
     model, inputs = shared(name), inputs_for(name)
@@ -442,7 +357,10 @@ def test_an_edit_that_cannot_fit_is_refused_before_anything_runs(kind):
 
 
 def test_an_edit_at_an_unknown_site_is_refused_with_the_nearest_name():
-    with pytest.raises(SiteError, match="blocks.1.resid_post"), shared("llama").edit({"blocks.1.resid_pots": Zero()}):
+    with (
+        pytest.raises(SiteError, match=r"blocks\.1\.resid_post"),
+        shared("llama").edit({"blocks.1.resid_pots": Zero()}),
+    ):
         pass
 
 

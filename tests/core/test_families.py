@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import architectures as known
 import causal_references
 import other_references
 import pytest
 import torch
-from architectures import BUILDERS, MASKED, SEQ2SEQ, VISION, inputs_for, shared, token_ids
 
+import architectures as known
 from actinium.core.edits import Add, Fn, Scale
 from actinium.core.family_table import FAMILIES
 from actinium.core.inputs import Tokens, pad
 from actinium.core.taps import board
+from architectures import BUILDERS, MASKED, SEQ2SEQ, VISION, inputs_for, shared, token_ids
 
 ALL = list(BUILDERS)
 REFERENCES = {**causal_references.CLASSES, **other_references.CLASSES}

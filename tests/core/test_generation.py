@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ATTENTION, CAUSAL, SEQ2SEQ, WINDOW, build, shared, token_ids
 
 from actinium.core.edits import Add, Clamp, Fn, ProjectOut, Replace, Scale, Zero
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
+from architectures import ATTENTION, CAUSAL, SEQ2SEQ, WINDOW, build, shared, token_ids
 
 NEW = 2 * WINDOW
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
@@ -165,7 +165,6 @@ NEGATIVE = [-1, [-1, -2], slice(-2, None), slice(None, -1), slice(-3, -1)]
 def test_negative_positions_count_from_the_end_of_the_prompt_while_generating(site, positions):
     """The plain pass over the final sequence is told the same columns by their absolute numbers."""
     model, tokens = shared("llama"), left_padded((6, 4))
-    final = slice(None)
     with (
         model.edit({f"blocks.1.{site}": Scale(-0.8).at(positions=positions)}),
         model.recording("blocks.{1,2}.resid_post") as rec,
@@ -186,7 +185,7 @@ def test_negative_positions_count_from_the_end_of_the_prompt_while_generating(si
         with model.edit({f"blocks.1.{site}": Scale(-0.8).at(positions=wanted)}):
             whole = model.record(alone, rec.sites)
         for s in rec.sites:
-            assert same(rec[s][i : i + 1][final], whole[s]), s
+            assert same(rec[s][i : i + 1], whole[s]), s
 
 
 @pytest.mark.parametrize("positions", NEGATIVE, ids=str)

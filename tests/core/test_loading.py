@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 import torch
-from architectures import build, token_ids
 from torch import nn
 
 import actinium as ac
 from actinium.core.errors import ActiniumError, ActiniumWarning, InputError, LoadError
 from actinium.core.model import Model
+from architectures import build, token_ids
 
 SENTENCE = "the cat sat on the mat and the dog ran"
 
@@ -107,7 +107,7 @@ def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(name):
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path):
-    with pytest.raises(LoadError, match="config.json"):
+    with pytest.raises(LoadError, match=r"config\.json"):
         ac.load(tmp_path)
     (tmp_path / "weights.safetensors").write_bytes(b"")
     with pytest.raises(LoadError, match="folder that holds"):
@@ -139,7 +139,7 @@ def test_damaged_weights_are_refused(folder, kind):
     path.unlink()
     if kind in damaged:
         path.write_bytes(damaged[kind])
-    with pytest.raises(LoadError, match="weights|safetensors"):
+    with pytest.raises(LoadError, match=r"weights|safetensors"):
         ac.load(folder)
 
 
@@ -179,7 +179,7 @@ def test_a_pickled_checkpoint_is_refused_and_never_unpickled(folder, tmp_path):
 
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(folder):
     word_tokenizer([f"w{i}" for i in range(200)]).save_pretrained(folder)
-    with pytest.raises(LoadError, match="203.*99 tokens"):
+    with pytest.raises(LoadError, match=r"203.*99 tokens"):
         ac.load(folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import build, inputs_for, shared, token_ids
 from torch import nn
 
 import actinium.core.attention
@@ -12,6 +11,7 @@ from actinium.core.edits import Add, ProjectOut, Scale
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
 from actinium.core.taps import board
+from architectures import build, inputs_for, shared, token_ids
 
 SOME = ("gpt2", "llama", "gemma2", "gpt_neox", "bloom", "falcon", "mpt", "gptj", "opt", "phi3", "mamba", "bert")
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from architectures import UNLISTED, inputs_for, shared
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from actinium.core.edits import Add, Fn, Scale, Zero
 from actinium.core.errors import SiteError
 from actinium.core.model import Model
+from architectures import UNLISTED, inputs_for, shared
+
+PLAIN = ("stablelm", "olmo", "starcoder2", "cohere")
 
 
-@pytest.mark.parametrize("name", UNLISTED)
+@pytest.mark.parametrize("name", PLAIN)
 def test_an_unlisted_transformer_is_recognised_and_its_sites_are_consistent(name):
     """Identities that need no knowledge of the architecture."""
     model, inputs = shared(name), inputs_for(name)
@@ -41,6 +43,27 @@ def test_an_unlisted_transformer_is_recognised_and_its_sites_are_consistent(name
         assert torch.allclose(rec[at + "mlp.out"], F.linear(post, down.weight, down.bias), atol=1e-5)
     assert torch.allclose(rec["final_norm"], out.hidden_states[-1], atol=1e-5)
     assert torch.equal(rec["logits"], out.logits)
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+def test_what_an_unlisted_block_adds_to_its_stream_is_what_is_offered(name):
+    """Norms after each half, multipliers: a site that would not hold what its name says must not exist."""
+    model, inputs = shared(name), inputs_for(name)
+    rec = model.record(inputs, "**")
+    for i in range(model.n_layers):
+        at = f"blocks.{i}."
+        added = [at + p for p in ("attn.out", "mlp.out") if model.has(at + p)]
+        if len(added) == 2:
+            whole = rec[at + "resid_pre"] + rec[added[0]] + rec[added[1]]
+            assert torch.allclose(rec[at + "resid_post"], whole, atol=1e-5), at
+    with torch.no_grad():
+        states = model.module(inputs, output_hidden_states=True).hidden_states
+    assert all(torch.allclose(rec[f"blocks.{i}.resid_pre"], states[i], atol=1e-5) for i in range(model.n_layers))
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+def test_an_unlisted_causal_model_is_known_as_one(name):
+    assert shared(name).kind == ("masked-lm" if name == "distilbert" else "causal-lm")
 
 
 def test_a_hand_written_transformer_is_recognised():
@@ -304,7 +327,7 @@ def test_a_module_that_does_not_run_is_refused():
         def forward(self, x: Tensor) -> Tensor:
             return self.used(x)
 
-    with pytest.raises(SiteError, match="module:idle.*did not run"):
+    with pytest.raises(SiteError, match=r"module:idle.*did not run"):
         Model(Idle()).record(torch.randn(3, 4), ["module:used", "module:idle"])
 
 

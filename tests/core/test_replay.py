@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from architectures import ATTENTION, CAUSAL, WINDOW, build, inputs_for, shared, token_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from actinium.core.errors import InputError, SiteError
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
 from actinium.core.replay import plain, replay
+from architectures import ATTENTION, CAUSAL, WINDOW, build, inputs_for, shared, token_ids
 
 LENGTHS = (9, 4, 6)
 
@@ -110,7 +110,10 @@ def several(model):
     ]
     if model.has("blocks.1.attn.z"):
         out += [
-            {f"{second}.attn.z": Zero().at(heads=[1], positions=[-1]), f"{second}.attn.pattern": Scale(0.5).at(heads=[2])},
+            {
+                f"{second}.attn.z": Zero().at(heads=[1], positions=[-1]),
+                f"{second}.attn.pattern": Scale(0.5).at(heads=[2]),
+            },
             {f"{third}.attn.k": Zero().at(positions=[1]), f"{first}.attn.v": Scale(2.0).at(positions=[-2])},
             {f"{second}.attn.q": Scale(2.0), f"{second}.resid_pre": Add(drawn(32, seed=3)).at(positions=[0, 3])},
         ]
@@ -349,5 +352,5 @@ def test_what_replay_cannot_do_is_refused():
         replay(model, inputs, [{"blocks.9.resid_pre": Zero()}])
     with pytest.raises(InputError, match="size"):
         replay(model, inputs, [{"blocks.1.resid_pre": Add([1.0, 2.0])}])
-    with pytest.raises(InputError, match="tokens|each position"):
+    with pytest.raises(InputError, match=r"tokens|each position"):
         replay(shared("vit"), inputs_for("vit"), [{"blocks.1.resid_pre": Zero()}])

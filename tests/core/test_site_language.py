@@ -6,12 +6,12 @@ import subprocess
 import sys
 
 import pytest
-from architectures import shared
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actinium.core.errors import SiteError
 from actinium.core.sites import is_pattern, select, split_call, translate
+from architectures import shared
 
 WORDS = ["a", "b", "ab", "blocks", "attn", "x_1", "0", "3", "7", "12", "123"]
 part = st.sampled_from(WORDS)

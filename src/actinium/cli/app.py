@@ -45,7 +45,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ActiniumError as error:
-            if ctx.params["debug"]:
+            if ctx.obj["debug"]:
                 import traceback
 
                 traceback.print_exc()
@@ -77,12 +77,14 @@ def show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    ctx: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options that stand before the command."""
+    ctx.obj = {"debug": debug}
 
 
 app.command("scan")(scan.scan)

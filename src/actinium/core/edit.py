@@ -13,7 +13,7 @@ from actinium.core.errors import InputError
 from actinium.core.passes import Pass, Positions, check_positions
 from actinium.core.sites import Site
 
-__all__ = ["Edit", "Where", "placed", "rows_of", "spread"]
+__all__ = ["Edit", "Where", "at_columns", "placed", "rows_of", "spread"]
 
 
 class Where:
@@ -175,6 +175,20 @@ def rows_of(value: Tensor, x: Tensor, where: Where) -> Tensor:
     total, first = where.now.rows, where.now.row_start
     whole = value.ndim in (1, x.ndim) and value.shape[:1] == (total,) and total != x.shape[0]
     return value[first : first + x.shape[0]] if whole and value.shape != x.shape[-1:] else value
+
+
+def at_columns(value: Tensor, x: Tensor, where: Where, fill: float) -> Tensor:
+    """Of a value with positions of its own, those of the pass; `fill` at columns that it does not have."""
+    if where.pos is None or value.ndim < x.ndim - where.pos:
+        return value
+    dim = value.ndim - (x.ndim - where.pos)
+    n, have, start = x.shape[where.pos], value.shape[dim], where.start
+    if have == 1 or (have == n and start == 0):
+        return value
+    part = value.narrow(dim, min(start, have), max(0, min(n, have - start)))
+    missing = list(part.shape)
+    missing[dim] = n - part.shape[dim]
+    return torch.cat([part, part.new_full(missing, fill)], dim) if missing[dim] else part
 
 
 def spread(value: Tensor, x: Tensor, where: Where) -> Tensor:

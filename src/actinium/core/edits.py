@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actinium.core.edit import Edit, Where, placed, rows_of, spread
+from actinium.core.edit import Edit, Where, at_columns, placed, rows_of, spread
 from actinium.core.errors import InputError
 from actinium.core.sites import Site
 
@@ -63,7 +63,7 @@ class Add(Edit):
             scale = scale.to(x)
             if scale.ndim == 1:
                 scale = rows_of(scale, x, where).view(-1, *[1] * (x.ndim - 1))
-        return x + scale * self.vector.to(x)
+        return x + scale * at_columns(rows_of(self.vector.to(x), x, where), x, where, 0.0)
 
 
 class Scale(Edit):
@@ -77,7 +77,9 @@ class Scale(Edit):
 
     def change(self, x: Tensor, where: Where) -> Tensor:
         """Multiply."""
-        return x * (self.factor.to(x) if isinstance(self.factor, Tensor) else self.factor)
+        if not isinstance(self.factor, Tensor):
+            return x * self.factor
+        return x * at_columns(rows_of(self.factor.to(x), x, where), x, where, 1.0)
 
 
 class Zero(Edit):

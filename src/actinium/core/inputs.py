@@ -139,16 +139,32 @@ def _accepts(module: nn.Module, name: str) -> bool:
     return name in parameters_of(module)
 
 
-def _from_tokens(module: nn.Module, tokens: Tokens) -> Inputs:
-    config = getattr(module, "config", None)
+def _check_ids(config: Any, ids: Tensor) -> None:
+    """Refuse token ids outside the vocabulary."""
     vocab = getattr(config, "vocab_size", None)
-    if tokens.ids.numel() == 0:
-        raise InputError("no tokens given")
-    if isinstance(vocab, int) and (int(tokens.ids.max()) >= vocab or int(tokens.ids.min()) < 0):
+    if isinstance(vocab, int) and ids.numel() and (int(ids.max()) >= vocab or int(ids.min()) < 0):
         raise InputError(
-            f"token ids go from {int(tokens.ids.min())} to {int(tokens.ids.max())}, "
+            f"token ids go from {int(ids.min())} to {int(ids.max())}, "
             f"but this model knows 0 to {vocab - 1}; does the tokenizer belong to it?"
         )
+
+
+def _check_length(module: nn.Module, ids: Tensor, context: int | None) -> None:
+    """Refuse sequences that run past a table of learned positions (rotary and relative positions may go on)."""
+    if context is None or ids.shape[1] <= context:
+        return
+    words = getattr(module, "get_input_embeddings", lambda: None)()
+    tables = [m for m in module.modules() if isinstance(m, nn.Embedding) and m is not words]
+    if any(context <= table.num_embeddings <= context + 2 for table in tables):
+        raise InputError(f"{ids.shape[1]} tokens in a row, but this model has positions for {context}")
+
+
+def _from_tokens(module: nn.Module, tokens: Tokens, context: int | None = None) -> Inputs:
+    config = getattr(module, "config", None)
+    if tokens.ids.numel() == 0:
+        raise InputError("no tokens given")
+    _check_ids(config, tokens.ids)
+    _check_length(module, tokens.ids, context)
     if not bool(tokens.mask.any(1).all()):
         raise InputError(f"row {int((~tokens.mask.any(1)).nonzero()[0])} holds padding only")
     if not _accepts(module, "input_ids"):
@@ -172,14 +188,15 @@ def _from_tokens(module: nn.Module, tokens: Tokens) -> Inputs:
     return Inputs(arguments, len(tokens), (), tokens)
 
 
-def _from_tensor(module: nn.Module, x: Tensor) -> Inputs:
+def _from_tensor(module: nn.Module, x: Tensor, context: int | None = None) -> Inputs:
     if x.numel() == 0:
         raise InputError(f"the input is empty: shape {tuple(x.shape)}")
     if not x.is_floating_point():
         if x.ndim == 1:
             x = x[None]
         if x.ndim == 2:
-            return _from_tokens(module, Tokens(x.long(), torch.ones_like(x, dtype=torch.bool), torch.arange(len(x))))
+            mask = torch.ones_like(x, dtype=torch.bool)
+            return _from_tokens(module, Tokens(x.long(), mask, torch.arange(len(x))), context)
         return Inputs({}, len(x), (x,))
     if not bool(torch.isfinite(x).all()):
         raise InputError("the input holds NaN or infinite values")
@@ -192,13 +209,19 @@ def _from_tensor(module: nn.Module, x: Tensor) -> Inputs:
     return Inputs({}, len(x), (x,))
 
 
-def _from_mapping(given: Mapping[str, Any]) -> Inputs:
+def _from_mapping(module: nn.Module, given: Mapping[str, Any]) -> Inputs:
     tensors = [v for v in given.values() if isinstance(v, Tensor) and v.ndim]
     if not tensors:
         raise InputError("a dict input needs at least one tensor with a batch dimension")
     size = int(tensors[0].shape[0])
     if not size:
         raise InputError("the input has no rows")
+    for name in ("input_ids", "decoder_input_ids"):
+        if isinstance(given.get(name), Tensor):
+            _check_ids(getattr(module, "config", None), given[name])
+    for name in ("pixel_values", "inputs_embeds"):
+        if isinstance(given.get(name), Tensor) and not bool(torch.isfinite(given[name]).all()):
+            raise InputError(f"{name} holds NaN or infinite values")
     tokens = None
     ids = given.get("input_ids")
     if isinstance(ids, Tensor) and ids.ndim == 2:
@@ -227,13 +250,13 @@ def prepare(
     if isinstance(inputs, Inputs):
         return inputs
     if isinstance(inputs, Tokens):
-        return _from_tokens(module, inputs)
+        return _from_tokens(module, inputs, context)
     if isinstance(inputs, Tensor):
-        return _from_tensor(module, inputs)
+        return _from_tensor(module, inputs, context)
     if isinstance(inputs, Mapping) or hasattr(inputs, "input_ids"):
-        return _from_mapping(dict(inputs))
+        return _from_mapping(module, dict(inputs))
     if hasattr(inputs, "__array__") and not hasattr(inputs, "mode"):
-        return _from_tensor(module, torch.as_tensor(inputs))
+        return _from_tensor(module, torch.as_tensor(inputs), context)
     items = list(inputs) if isinstance(inputs, Sequence) else [inputs]
     if not items:
         raise InputError("no inputs given")
@@ -245,7 +268,7 @@ def prepare(
         if not all(items):
             raise InputError(f"row {next(n for n, i in enumerate(items) if not i)} has no tokens")
         ids, mask = pad(items, getattr(tokenizer, "pad_token_id", None) or 0)
-        return _from_tokens(module, Tokens(ids, mask, torch.arange(len(items))))
+        return _from_tokens(module, Tokens(ids, mask, torch.arange(len(items))), context)
     if all(hasattr(i, "mode") for i in items):
         if processor is None:
             raise InputError("this model has no image processor; pass a float tensor (batch, channel, height, width)")

@@ -140,15 +140,15 @@ def _factory(text: str, device: torch.device, dtype: torch.dtype | None, tokeniz
     except LoadError:
         raise
     except ImportError as error:
-        raise LoadError(f"cannot import {where!r} for the model {text!r}: {error}") from error
-    except Exception as error:
+        raise LoadError(f"cannot import {where!r} for the model {text!r}: {error}{_nearest_shipped(text)}") from error
+    except (Exception, SystemExit) as error:
         raise LoadError(f"{where} failed: {type(error).__name__}: {_first_line(error)}") from error
     make = getattr(holder, name, None)
     if make is None:
         raise LoadError(f"{where}: {unknown('function', name, [n for n in vars(holder) if not n.startswith('_')])}")
     try:
         made = make if isinstance(make, nn.Module) else make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(f"{text} failed: {type(error).__name__}: {_first_line(error)}") from error
     module, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if isinstance(module, Model):
@@ -239,9 +239,13 @@ def _check_folder(folder: Path | str) -> None:
         raise LoadError(f"{path} is damaged: {error}") from None
 
 
-def _not_found(name: str, error: Exception) -> str:
+def _nearest_shipped(name: str) -> str:
     near = nearest(name, [f"world:{n}" for n in shipped_names()])
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def _not_found(name: str, error: Exception) -> str:
+    hint = _nearest_shipped(name)
     return f"no model {name!r}: it is no folder here, and the hub did not give it ({_first_line(error)}){hint}"
 
 

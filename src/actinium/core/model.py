@@ -129,7 +129,14 @@ class Model:
             return self._fingerprint[1]
         total = hashlib.sha256(type(self.module).__name__.encode())
         config = self.config.to_dict() if hasattr(self.config, "to_dict") else {}
-        ignored = ("_name_or_path", "transformers_version", "_attn_implementation")
+        ignored = (
+            "_name_or_path",
+            "transformers_version",
+            "_attn_implementation",
+            "architectures",
+            "dtype",
+            "torch_dtype",
+        )
         total.update(
             json.dumps({k: v for k, v in config.items() if k not in ignored}, sort_keys=True, default=str).encode()
         )

@@ -179,7 +179,10 @@ def read_pass(
             break
     batch = int(main.shape[0]) if main is not None and main.ndim else 0
     start = _cached(given, before)
-    columns = start + (int(main.shape[1]) if main is not None and main.ndim > 1 else 0)
+    # Only token ids and their embeddings have a column for each position: an image's second dimension is its channels.
+    ids = given.get("input_ids", given.get("decoder_input_ids"))
+    main = ids if isinstance(ids, Tensor) else given.get("inputs_embeds")
+    columns = start + int(main.shape[1]) if isinstance(main, Tensor) and main.ndim > 1 else 0
     mask = given.get("attention_mask")
     left = prompt = padded = None
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch:
@@ -187,7 +190,7 @@ def read_pass(
         if not bool(real.all()):
             left, padded = real.int().argmax(1), real
         prompt = real[:, :columns].sum(1)
-    elif batch:
+    elif batch and columns:
         prompt = torch.full((batch,), columns)
     if start and before is not None and before.left is not None and (padded is None or padded.shape[1] < columns):
         # A state-space model is told of the new columns only; the padding is where it was.

@@ -153,10 +153,13 @@ class Recording:
             raise LoadError(f"cannot read the recording {path}: {error}") from None
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise LoadError(f"{path} is not a recording of format {FORMAT}")
-        values = {k[len("site:") :]: v for k, v in tensors.items() if k.startswith("site:")}
-        dims = {k: tuple(v) for k, v in about["dims"].items()}
+        try:
+            dims = {k: tuple(v) for k, v in about["dims"].items()}
+            values = {k: tensors[f"site:{k}"] for k in dims}
+        except (KeyError, AttributeError, TypeError) as error:
+            raise LoadError(f"{path} is damaged: {error} is missing or of a wrong kind") from None
         rest = {k: tensors.get(k) for k in ("tokens", "mask", "rows")}
-        return cls(values, dims, **rest, words=about["words"], n_layers=about["n_layers"])
+        return cls(values, dims, **rest, words=about.get("words"), n_layers=about.get("n_layers", 0))
 
     def __repr__(self) -> str:
         lines = []

@@ -89,7 +89,7 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
         notes=(
             "Effects are normalised; peaks are in probability, as in the paper's figures. The paper's window is 5 of "
             "48 layers, here 3 of all. Where a subject is one token that the first MLP alone carries, layers are "
-            "redundant rather than joint, and no window can exceed the sum of its layers. A component that lowers the "
+            "redundant rather than joint, which keeps windows below the sums. A component that lowers the "
             "answer is made by reversing the output of one that raises it, in all runs alike; 'sign found' is that of "
             "the rule of two standard deviations among all heads and MLPs (0: not found). Probability can hide a "
             "negative effect only where the corrupt run gives the answer hardly any."

@@ -195,7 +195,7 @@ def _measure(outcome: Outcome, model: Model, sample: Sample, results: dict[str, 
     if reason is not None:
         outcome.state, outcome.reason = "not applicable", reason
         return
-    plan = Plan(model, sample, measurement.passes(model), results)
+    plan = Plan(model, sample, measurement.passes(model, sample), measurement.least, results)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         try:

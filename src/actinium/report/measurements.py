@@ -28,7 +28,7 @@ HELD = 1 << 26
 # A measurement with many passes reads fewer rows, so that it costs about this many passes over the sample.
 PASSES = 6
 # Tokens, images or rows that it reads at least, and as long as they are affordable.
-FEWEST = {"text": (512, 2048), "images": (32, 128), "arrays": (32, 128)}
+FEWEST = {"text": (256, 2048), "images": (32, 128), "arrays": (32, 128)}
 RECTIFIERS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU),
     *(nn.Mish, nn.Softplus, nn.Hardswish),
@@ -42,12 +42,14 @@ class Plan:
     Attributes:
         model, sample: what is read, and with what.
         passes: how often the measurement runs the model over its rows.
+        least: how many times the fewest rows it needs.
         results: what was measured before, by name.
     """
 
     model: Model
     sample: Sample
-    passes: int = 1
+    passes: float = 1
+    least: float = 1
     results: Mapping[str, Result] = field(default_factory=dict)
     inputs: Any = field(init=False)
 
@@ -61,7 +63,7 @@ class Plan:
         wanted = max(self.sample.rows * PASSES / self.passes, enough / per_row)
         kind = "cpu" if self.model.device.type == "cpu" else "accelerator"
         affordable = PASSES * OPERATIONS[kind] / max(1.0, self.sample.cost.operations * self.passes)
-        return int(np.ceil(max(min(wanted, affordable), fewest / per_row)))
+        return int(np.ceil(max(min(wanted, affordable), self.least * fewest / per_row)))
 
     @property
     def batch(self) -> int:
@@ -97,7 +99,8 @@ class Measurement:
         about: one sentence on how to read it.
         run: measures.
         unfit: why a model or a sample cannot be measured, or None.
-        passes: how often it runs the model.
+        passes: how often it runs the model, in forward passes.
+        least: how many times the fewest rows it needs.
         omit: variables that the JSON leaves out (values per row and position).
     """
 
@@ -106,7 +109,8 @@ class Measurement:
     about: str
     run: Callable[[Plan], Result]
     unfit: Callable[[Model, Sample], str | None] = lambda model, sample: None
-    passes: Callable[[Model], int] = lambda model: 1
+    passes: Callable[[Model, Sample], float] = lambda model, sample: 1
+    least: float = 1
     omit: tuple[str, ...] = ()
 
 
@@ -240,6 +244,19 @@ def _sparsity(plan: Plan) -> Result:
     return measure.ppl_p_sparsity(plan.model, fit, 1.0, held_out=held_out, batch_size=plan.batch, tol=1e-3)
 
 
+def _lens_passes(model: Model, sample: Sample) -> float:
+    """The pass itself, and two unembeddings for each layer."""
+    vocabulary = getattr(model.config, "vocab_size", 0)
+    unembeddings = 2 * model.n_layers * 2.0 * vocabulary * model.d_model * sample.width
+    return 1 + unembeddings / max(1.0, sample.cost.operations)
+
+
+def _rounding_passes(model: Model, sample: Sample) -> float:
+    """At each of two widths one pass for each layer, for what lies outside the blocks, and for all together."""
+    maps = [p for p in sample.cost.modules if isinstance(model.module.get_submodule(p), WEIGHTED)]
+    return 2 * ((model.n_layers + 1 if model.n_layers else len(maps)) + 1)
+
+
 def _one(function: Callable[..., Result], part: str | None = None) -> Callable[[Plan], Result]:
     """A measure that takes the model, the inputs, the sites of a part, and a batch size."""
 
@@ -305,7 +322,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         "Perplexity as it is, and with the massive entries set to zero where they first appear.",
         _massive_effect,
         _no_next_token,
-        lambda model: 4,
+        lambda model, sample: 4,
     ),
     Measurement(
         "attention",
@@ -328,7 +345,7 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         "What the model would predict if it stopped after each block.",
         _one(measure.logit_lens),
         _no_lens,
-        lambda model: 2,
+        _lens_passes,
     ),
     Measurement(
         "dead",
@@ -357,7 +374,8 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         "Share of the units that can be left out at a cost of at most 1 % of perplexity.",
         _sparsity,
         _no_sparsity,
-        lambda model: 30,
+        lambda model, sample: 12,
+        4,
         ("per_position",),
     ),
     Measurement(
@@ -373,6 +391,6 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         "Signal to noise of the output in dB when one layer's weights are rounded; higher is better.",
         _one(measure.quantisation_sensitivity),
         _no_logits,
-        lambda model: 2 * (model.n_layers + 3) if model.n_layers else 40,
+        _rounding_passes,
     ),
 )

@@ -25,7 +25,7 @@ BUILT_IN = ("digits",)
 TEXT_KINDS = ("causal-lm", "masked-lm", "encoder-decoder")
 # One pass over the sample is to stay near this many operations: some seconds on two cores, or on an accelerator.
 OPERATIONS = {"cpu": 2e11, "accelerator": 2e13}
-TOKENS = (2048, 16384)  # fewest and most, whatever a pass costs
+TOKENS = (1024, 16384)  # fewest and most, whatever a pass costs
 IMAGES = (64, 512)
 
 
@@ -123,7 +123,7 @@ def read(
         data: a folder of images, a .npy or .npz file, or an array or tensor: images (uint8), token ids
             (integers) or whatever the module's forward takes (floats).
         dataset: "digits" (scikit-learn), or the name of a dataset that the `datasets` library loads.
-        limit: most tokens, images or rows; by default from what a pass costs, between 2048 and 16384 tokens or
+        limit: most tokens, images or rows; by default from what a pass costs, between 1024 and 16384 tokens or
             64 and 512 images.
         seed: of the draw where there is more.
 

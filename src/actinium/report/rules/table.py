@@ -141,7 +141,7 @@ RULES: tuple[Rule, ...] = (
         {"sparsity": 0.3},
         "Luo et al., 2024, section 3; the limit is ours",
         "Kernels that skip these units save that share of the down projection and its weights' traffic, "
-        "whatever the activation function is.",
+        "whatever the activation function is. Perplexity is an average over tokens: check the tasks you care about.",
         units.sparse_at_little_cost,
     ),
     Rule(
