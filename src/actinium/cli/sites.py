@@ -46,7 +46,11 @@ def sites(
         sizes = " ".join(f"{dim}={size}" for dim, size in site.sizes.items())
         table.add_row(name, " ".join(site.dims), sizes)
     console = Console()
-    console.print(f"{loaded.name}: {loaded.kind}, {family}, {loaded.n_layers} layers, {len(found)} sites", markup=False)
+    console.print(
+        f"{loaded.name}: {loaded.kind}, {family}, {loaded.n_layers} layers, {len(found)} sites",
+        markup=False,
+        soft_wrap=True,
+    )
     console.print(table)
 
 

@@ -210,7 +210,7 @@ def anatomy_of(module: nn.Module) -> Anatomy:
     if family is not None:
         stacks = family.stacks_for(config)
     else:
-        found = recognise(base)
+        found = recognise(base, module)
         stacks = (found,) if found else ()
     towers = tuple(t for t in (_tower(module, base, s, config) for s in stacks) if t is not None)
     sites: dict[str, Site] = {}

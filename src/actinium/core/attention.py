@@ -329,13 +329,17 @@ def install(tap: Tap, root: nn.Module, calls: str, heads: int) -> Callable[[], N
         return lambda: here.release(key)
 
     def before(module: nn.Module, args: Any) -> None:
-        # Entered at each call, not once for the block: only the attention module's own operations concern it.
+        # Entered at each call, not once for the block: only the attention module's own operations concern it. A thread
+        # that wants nothing here must not enter: the hooks may be gone before its pass is through.
+        if not any(any(taps.live((id(module), "attention" + part))) for part in PARTS):
+            return
         watch = OperationsWatch(module, heads)
         watch.__enter__()  # type: ignore[no-untyped-call]
         _open.watches.append(watch)
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        close_watches(max(0, open_watches() - 1))
+        if _open.watches and _open.watches[-1].module is module:
+            close_watches(open_watches() - 1)
 
     here = taps.board(root)
     key = (id(tap.module), "operations")

@@ -227,6 +227,9 @@ def _quiet() -> Iterator[None]:
 
 def _check_folder(folder: Path | str) -> None:
     if not isinstance(folder, Path):
+        # A hub name has one slash at most: what cannot be one is not asked for over the network.
+        if folder.startswith((".", "/", "~")) or folder.count("/") > 1:
+            raise LoadError(f"no model {folder!r}: there is no such folder")
         return
     if not folder.is_dir():
         raise LoadError(f"{folder} is a file; pass the folder that holds config.json and model.safetensors")

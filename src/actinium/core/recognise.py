@@ -5,6 +5,8 @@ It is done only where it is unambiguous: one list of alike blocks, each with one
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from actinium.core.families import Block, Stack
@@ -17,7 +19,10 @@ MLP = ("mlp", "feed_forward", "ffn", "ff", "feedforward")
 GATED = (("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
 INTO = ("fc1", "c_fc", "up_proj", "dense_h_to_4h", "fc_in", "wi", "linear1", "lin1", "w1")
 OUT_OF = ("fc2", "down_proj", "c_proj", "dense_4h_to_h", "fc_out", "wo", "linear2", "lin2", "w2")
-SECOND_NORM = ("post_attention_layernorm", "ln_2", "norm2", "layernorm_after", "layer_norm2", "norm_2")
+# A block that normalises what it reads adds its halves' outputs as they are; one that normalises or scales what it
+# writes does not, and then nothing is offered under those names.
+FIRST_NORM = ("input_layernorm", "ln_1", "norm1", "norm", "attention_norm", "layernorm_before", "layer_norm1", "norm_1")
+SECOND_NORM = ("post_attention_layernorm", "ln_2", "norm2", "layernorm_after", "layer_norm2", "norm_2", "ffn_norm")
 EMBED = (
     "embed_tokens",
     "wte",
@@ -36,7 +41,14 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> str | None:
     return next((n for n in names if n in have), None)
 
 
-def _block(block: nn.Module) -> Block | None:
+def _adds_plainly(block: nn.Module, config: Any) -> bool:
+    """Whether the block's norms and its configuration say that it adds its halves' outputs as they are."""
+    norms = {n for n, _ in block.named_children() if "norm" in n.lower() or n.startswith("ln_")}
+    plain = bool(norms & set(FIRST_NORM)) and norms <= {*FIRST_NORM, *SECOND_NORM} and len(norms) <= 2
+    return plain and getattr(config, "residual_multiplier", 1.0) in (None, 1, 1.0)
+
+
+def _block(block: nn.Module, config: Any) -> Block | None:
     attn, mlp = _child(block, ATTENTION), _child(block, MLP)
     if attn is None or mlp is None:
         return None
@@ -45,25 +57,27 @@ def _block(block: nn.Module) -> Block | None:
     gated = next((pair for pair in GATED if all(hasattr(inner, n) for n in pair)), None)
     into = _child(inner, INTO)
     post = _child(inner, OUT_OF)
+    plain = _adds_plainly(block, config)
     return Block(
         attn=attn,
         attn_proj=f"{attn}.{projection}" if projection else None,
-        attn_out=attn,
+        attn_out=attn if plain else None,
         # Where the second norm stands decides whether the stream can be read between the halves; a parallel block
         # also may own one, so it is offered only by the self-check of `Model`, not here.
         mid=None,
         gate=f"{mlp}.{gated[0]}" if gated else None,
         pre=f"{mlp}.{gated[1]}" if gated else (f"{mlp}.{into}" if into else None),
         post=f"{mlp}.{post}" if post else None,
-        mlp_out=mlp,
+        mlp_out=mlp if plain else None,
     )
 
 
-def recognise(base: nn.Module) -> Stack | None:
+def recognise(base: nn.Module, whole: nn.Module | None = None) -> Stack | None:
     """The tower of an unknown transformer, or None where it is not plain which it is.
 
     Args:
         base: the module to search.
+        whole: the model it belongs to; its class says whether it predicts the next token if its attention does not.
     """
     found: list[tuple[str, Block]] = []
     for path, module in base.named_modules():
@@ -71,7 +85,7 @@ def recognise(base: nn.Module) -> Stack | None:
             continue
         if len({type(b) for b in module}) != 1:
             continue
-        block = _block(module[0])
+        block = _block(module[0], getattr(base, "config", None))
         if block is not None:
             found.append((path, block))
     if len(found) != 1:
@@ -82,12 +96,14 @@ def recognise(base: nn.Module) -> Stack | None:
     prefix = f"{parent}." if parent else ""
     embed, norm = _child(holder, EMBED), _child(holder, FINAL_NORM)
     attention = base.get_submodule(path)[0].get_submodule(block.attn or "")  # type: ignore[index]
+    name = type(whole if whole is not None else base).__name__
+    causal = getattr(attention, "is_causal", None)
     return Stack(
         path,
         block,
         embed=prefix + embed if embed else None,
         final_norm=prefix + norm if norm else None,
-        causal=bool(getattr(attention, "is_causal", False)),
+        causal=bool(causal) if causal is not None else ("CausalLM" in name or "LMHead" in name),
         calls="interface" if hasattr(attention, "config") else "operations",
         copies=True,
     )
