@@ -28,7 +28,7 @@ def rows(settings: Settings) -> list[Row]:
     module = gpt2(settings.tiny)
     found = lenses(module)
     table = []
-    for batch, goal, rounds in ((1, 10.0, 7), (4, 7.0, 5)):
+    for batch, goal, rounds in ((1, 10.0, 5), (4, 7.0, 3)):
         table += _rows(settings, module, found, batch, Goal(">=", goal), rounds)
     return table
 

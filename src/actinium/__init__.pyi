@@ -1,4 +1,4 @@
-from . import circuits, core, measure, papers, report, world
+from . import circuits, core, measure, papers, report, store, world
 from .core import edits, errors, metrics, reducers
 from .core.loading import load
 from .core.model import Model
@@ -6,12 +6,14 @@ from .core.recording import Recording
 from .core.result import Result
 from .core.sites import Site
 from .core.task import Task
+from .store.store import Store
 
 __all__ = [
     "Model",
     "Recording",
     "Result",
     "Site",
+    "Store",
     "Task",
     "circuits",
     "core",
@@ -23,6 +25,7 @@ __all__ = [
     "papers",
     "reducers",
     "report",
+    "store",
     "world",
 ]
 

@@ -274,3 +274,22 @@ def test_the_shipped_model_loads_and_knows_its_words():
     assert model.tokenizer is not None
     tokens = model.to_tokens(["Ann", "Bob"])
     assert model.logits(tokens).shape[-1] == model.config.vocab_size
+
+
+def test_a_device_map_is_passed_on_to_transformers(tmp_path):
+    plain = ac.load("world:lm")
+    plain.module.save_pretrained(tmp_path)
+    plain.tokenizer.save_pretrained(tmp_path)
+    spread = ac.load(tmp_path, device_map={"model": "cpu", "lm_head": "cpu"}, dtype="float32")
+    text = "Ann lives in"
+    site = "blocks.2.resid_post"
+    assert torch.equal(spread.record(text, site)[site], plain.record(text, site)[site])
+    with pytest.raises(LoadError, match="cannot load the weights"):
+        ac.load(tmp_path, device_map={"model.layers.0": "cpu"})
+
+
+def test_spreading_is_refused_where_it_cannot_be():
+    with pytest.raises(InputError, match="pass device or device_map, not both"):
+        ac.load("gpt2", device="cpu", device_map="auto")
+    with pytest.raises(InputError, match="needs a hub name or a folder"):
+        ac.load(torch.nn.Linear(2, 2), device_map="auto")

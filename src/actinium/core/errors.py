@@ -12,6 +12,7 @@ __all__ = [
     "LoadError",
     "MissingExtraError",
     "SiteError",
+    "StoreError",
     "UnknownNameError",
     "nearest",
     "unknown",
@@ -32,6 +33,10 @@ class InputError(ActiniumError, ValueError):
 
 class LoadError(ActiniumError, OSError):
     """A model, a tokenizer or a file cannot be read."""
+
+
+class StoreError(LoadError):
+    """A store of activations cannot be read or written, is damaged, or belongs to another model."""
 
 
 class UnknownNameError(ActiniumError, LookupError):

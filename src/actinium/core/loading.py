@@ -53,6 +53,8 @@ def load(
     dtype: str | torch.dtype | None = None,
     tokenizer: Any = None,
     trust_remote_code: bool = False,
+    device_map: Any = None,
+    tp_plan: str | None = None,
 ) -> Model:
     """Load a model.
 
@@ -63,14 +65,22 @@ def load(
         dtype: type of its weights; by default float32 on a CPU and the checkpoint's own elsewhere.
         tokenizer: a tokenizer, or the name or folder of one; by default the model's own.
         trust_remote_code: run code that comes with a hub model.
+        device_map: spread a hub model or folder over devices, as transformers does ("auto", or a dict); needs
+            accelerate.
+        tp_plan: split it over the processes of `torchrun`, as transformers does ("auto").
     Returns:
         Model, in evaluation mode unless a module was passed, whose mode is kept.
     Raises:
         LoadError: if it cannot be found or read; weights are read from safetensors only, never unpickled.
-        InputError: for a wrong type, device or dtype.
+        InputError: for a wrong type, device or dtype, or a way of spreading that the source does not have.
     """
     kind = _dtype(dtype)
+    spread = {k: v for k, v in (("device_map", device_map), ("tp_plan", tp_plan)) if v is not None}
+    if spread and device is not None:
+        raise InputError(f"pass device or {' and '.join(spread)}, not both")
     place = _device(device)
+    if spread and (not isinstance(source, str | Path) or (":" in str(source) and not Path(source).exists())):
+        raise InputError(f"{' and '.join(spread)} needs a hub name or a folder, for transformers loads it in parts")
     if isinstance(source, Model):
         source.module.to(device=place if device is not None else None, dtype=kind)
         return source
@@ -87,7 +97,9 @@ def load(
         return _pretrained(shipped(text[len("world:") :]), text, place, kind, tokenizer, False)
     if ":" in text and not Path(text).exists():
         return _factory(text, place, kind, tokenizer)
-    return _pretrained(Path(text) if Path(text).exists() else text, text, place, kind, tokenizer, trust_remote_code)
+    return _pretrained(
+        Path(text) if Path(text).exists() else text, text, place, kind, tokenizer, trust_remote_code, spread
+    )
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -178,6 +190,7 @@ def _pretrained(
     dtype: torch.dtype | None,
     tokenizer: Any,
     trust: bool,
+    spread: dict[str, Any] | None = None,
 ) -> Model:
     import transformers
 
@@ -188,12 +201,17 @@ def _pretrained(
     except Exception as error:
         raise LoadError(_not_found(name, error)) from error
     cls = transformers.AutoModelForCausalLM if trust else _model_class(folder, config)
-    if dtype is None and device.type == "cpu":
+    if dtype is None and device.type == "cpu" and not spread:
         dtype = torch.float32
     try:
         with _quiet():
             loaded: Any = cls.from_pretrained(
-                str(folder), dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **options
+                str(folder),
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+                **(spread or {}),
             )
     except Exception as error:
         raise LoadError(f"cannot load the weights of {name!r}: {_first_line(error)}") from error
@@ -206,7 +224,8 @@ def _pretrained(
             stacklevel=3,
         )
     own, processor = _companions(folder, module)
-    model = Model(module.to(device).eval(), _tokenizer(tokenizer) or own, processor, name)
+    placed = module if spread else module.to(device)
+    model = Model(placed.eval(), _tokenizer(tokenizer) or own, processor, name)
     _check_tokenizer(model)
     return model
 

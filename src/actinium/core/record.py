@@ -222,18 +222,21 @@ def _finish(
             parts = even(parts, sites[name])
             values[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
             dims[name] = dims_of(sites[name], values[name])
-    words = None
-    if tokens is not None and model.tokenizer is not None:
-        words = [model.to_str_tokens(ids[m]) for ids, m in zip(tokens.ids, tokens.mask, strict=True)]
     return Recording(
         values,
         dims,
         tokens.ids if tokens and positions is None else None,
         tokens.mask if tokens and positions is None else None,
         tokens.rows if tokens else torch.arange(inputs.size),
-        words,
+        None if tokens is None else _words(model, tokens.ids, tokens.mask),
         model.n_layers,
     )
+
+
+def _words(model: Model, ids: Tensor, mask: Tensor) -> Callable[[], list[list[str]]] | None:
+    if model.tokenizer is None:
+        return None
+    return lambda: [model.to_str_tokens(row[real]) for row, real in zip(ids, mask, strict=True)]
 
 
 @contextmanager
@@ -264,8 +267,8 @@ def recording(
                 rec.dims[name] = dims_of(collector.site, value)
         if rec.tokens is not None:
             rec.rows = torch.arange(len(rec.tokens))
-            if model.tokenizer is not None and rec.mask is not None:
-                rec.words = [model.to_str_tokens(i[m]) for i, m in zip(rec.tokens, rec.mask, strict=True)]
+            if rec.mask is not None:
+                rec.words = _words(model, rec.tokens, rec.mask)
 
 
 class _TokenWatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Recording"]
 
 FORMAT = 1
+Words = list[list[str]] | None
 
 
 class Recording:
@@ -30,7 +31,6 @@ class Recording:
         tokens: (batch, pos) int64, or None where the input has none.
         mask: (batch, pos) bool, False on padding, or None.
         rows: (batch,) int64: the text that each row comes from.
-        words: the tokens as text, by row, or None.
     """
 
     def __init__(
@@ -40,11 +40,22 @@ class Recording:
         tokens: Tensor | None = None,
         mask: Tensor | None = None,
         rows: Tensor | None = None,
-        words: list[list[str]] | None = None,
+        words: Words | Callable[[], Words] = None,
         n_layers: int = 0,
     ) -> None:
         self.values, self.dims, self.tokens, self.mask, self.rows = values, dims, tokens, mask, rows
-        self.words, self.n_layers = words, n_layers
+        self._words, self.n_layers = words, n_layers
+
+    @property
+    def words(self) -> Words:
+        """The tokens as text, by row, or None. They are decoded when they are first asked for."""
+        if callable(self._words):
+            self._words = self._words()
+        return self._words
+
+    @words.setter
+    def words(self, words: Words | Callable[[], Words]) -> None:
+        self._words = words
 
     @property
     def sites(self) -> list[str]:
