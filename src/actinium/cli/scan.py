@@ -11,7 +11,8 @@ __all__ = ["scan"]
 
 
 def scan(
-    model: Annotated[str, typer.Argument(help="world:lm, a hub name, a folder, or file.py:factory")],
+    model: Annotated[str | None, typer.Argument(help="world:lm, a hub name, a folder, or file.py:factory")] = None,
+    store: Annotated[str | None, typer.Option(help="instead of MODEL, a store of its activations")] = None,
     text: Annotated[
         Path | None,
         typer.Option(help="text file, a document per line (or per paragraph, if blank lines part them)"),
@@ -29,7 +30,7 @@ def scan(
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the draw where there are more")] = 0,
 ) -> None:
-    """Check up on the activations of MODEL: print what stands out, and write a report."""
+    """Check up on the activations of MODEL, or of a store: print what stands out, and write a report."""
     from rich.console import Console
 
     from actinium.cli.progress import hide_weight_bars
@@ -39,7 +40,9 @@ def scan(
     formats = [name.strip() for name in format.split(",") if name.strip()]
     source = {"text": text, "data": data, "dataset": dataset}
     try:
-        found = checkup.scan(model, **source, out=out, formats=formats, device=device, limit=limit, seed=seed)
+        found = checkup.scan(
+            model, store=store, **source, out=out, formats=formats, device=device, limit=limit, seed=seed
+        )
     except checkup.Interrupted as stopped:
         Console().print(stopped.report)
         raise

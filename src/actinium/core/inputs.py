@@ -33,6 +33,10 @@ class Tokens:
     def __len__(self) -> int:
         return int(self.ids.shape[0])
 
+    def __getitem__(self, rows: slice | Tensor) -> Tokens:
+        """Some rows."""
+        return Tokens(self.ids[rows], self.mask[rows], self.rows[rows])
+
 
 @dataclass(frozen=True)
 class Inputs:

@@ -150,17 +150,21 @@ def _progress(inputs: Inputs, batch_size: int | None, device: torch.device, show
 
 
 def _reducers(reduce: Any, collectors: list[Collector]) -> dict[Collector, dict[str, Any]] | None:
-    if reduce is None:
-        return None
+    return None if reduce is None else {c: collect_reducers(reduce) for c in collectors}
+
+
+def collect_reducers(reduce: Any) -> dict[str, Any]:
+    """Fresh copies of a reducer (under the name "") or of each of {name: reducer}.
+
+    Raises:
+        InputError: one that is no reducer.
+    """
     table = dict(reduce) if isinstance(reduce, Mapping) else {"": reduce}
     for name, one in table.items():
         made = one() if inspect.isclass(one) else one
         if not callable(getattr(made, "update", None)) or not callable(getattr(made, "result", None)):
             raise InputError(f"reduce{name and f'[{name!r}]'}: a reducer has update() and result(), {one!r} has not")
-    return {
-        c: {name: one() if inspect.isclass(one) else copy.deepcopy(one) for name, one in table.items()}
-        for c in collectors
-    }
+    return {name: one() if inspect.isclass(one) else copy.deepcopy(one) for name, one in table.items()}
 
 
 def _collect(
@@ -191,10 +195,11 @@ def _collect(
             pieces.setdefault(name, [])
             context = Context(dims_of(site, value), mask, tokens, torch.arange(start, stop), site.name)
             for one in reducers[collector].values():
-                _update(one, value, context)
+                update_reducer(one, value, context)
 
 
-def _update(reducer: Any, value: Tensor, context: Context) -> None:
+def update_reducer(reducer: Any, value: Tensor, context: Context) -> None:
+    """Give a reducer the tensor of a site: with its context if it wants that, else its rows."""
     if getattr(reducer, "wants_context", False):
         reducer.update(value, context)
         return

@@ -16,8 +16,10 @@ from actinium.core.loading import load
 from actinium.core.model import Model
 from actinium.core.result import Result
 from actinium.report.document import FORMATS, NAMES, Report
-from actinium.report.measurements import MEASUREMENTS, Measurement, Plan
-from actinium.report.sample import Sample, check_source, read
+from actinium.report.measurements import MEASUREMENTS, STORED, Measurement, Plan
+from actinium.report.sample import Sample, check_source, of_store, read
+from actinium.store.store import Store
+from actinium.store.stored import StoredModel
 
 __all__ = ["Interrupted", "Outcome", "check_folder", "scan"]
 
@@ -53,8 +55,9 @@ class Outcome:
 
 
 def scan(
-    model: Any,
+    model: Any = None,
     *,
+    store: str | os.PathLike[str] | Store | None = None,
     text: str | os.PathLike[str] | Sequence[str] | None = None,
     data: Any = None,
     dataset: str | None = None,
@@ -69,6 +72,8 @@ def scan(
 
     Args:
         model: what `ac.load` takes, or a Model.
+        store: instead of a model, a store of its activations (see `ac.store`): what can be measured without running
+            the model is.
         text, data, dataset: what to read it with, one of them at most; see `actinium.report.read`.
         out: folder of the report; None writes nothing.
         formats: "html", "json", "md".
@@ -88,14 +93,20 @@ def scan(
             `.report`.
     """
     _check_formats(formats)
+    _check_store(model, store, (text, data, dataset, device))
     check_source(text, data, dataset)
     folder = check_folder(out, formats) if out is not None else None
-    loaded, said = _loaded(model, device)
+    loaded, said = (StoredModel(_opened(store)), []) if store is not None else _loaded(model, device)
     with evaluating(loaded):
-        sample = read(loaded, text=text, data=data, dataset=dataset, limit=limit, seed=seed)
+        sample = (
+            of_store(loaded, limit)
+            if isinstance(loaded, StoredModel)
+            else read(loaded, text=text, data=data, dataset=dataset, limit=limit, seed=seed)
+        )
         outcomes = [Outcome(measurement) for measurement in MEASUREMENTS]
         stopped = not _measure_all(outcomes, loaded, sample, progress)
-        report = Report.of(loaded, sample, outcomes, source=model, seed=seed, interrupted=stopped, said=said)
+        source = model if store is None else getattr(store, "address", store)
+        report = Report.of(loaded, sample, outcomes, source=source, seed=seed, interrupted=stopped, said=said)
     done = sum(outcome.state == "done" for outcome in outcomes)
     if stopped and not done:
         raise KeyboardInterrupt("nothing was measured yet, so there is no report")
@@ -106,6 +117,17 @@ def scan(
         where = f" in {report.files[0]}" if report.files else ""
         raise Interrupted(kept + where, report)
     return report
+
+
+def _check_store(model: Any, store: Any, other: tuple[Any, ...]) -> None:
+    if (model is None) == (store is None):
+        raise InputError("give a model, or a store of its activations")
+    if store is not None and any(value is not None for value in other):
+        raise InputError("a store holds its own data; text, data, dataset and device are for a model")
+
+
+def _opened(store: str | os.PathLike[str] | Store) -> Store:
+    return store if isinstance(store, Store) else Store(store)
 
 
 def _loaded(source: Any, device: str | torch.device | None) -> tuple[Model, list[str]]:
@@ -191,6 +213,9 @@ def _measure_all(outcomes: list[Outcome], model: Model, sample: Sample, progress
 def _measure(outcome: Outcome, model: Model, sample: Sample, results: dict[str, Result]) -> None:
     """Run one measurement. What it cannot do is a reason in the report, never the end of the check-up."""
     measurement = outcome.measurement
+    if isinstance(model, StoredModel) and measurement.name not in STORED:
+        outcome.state, outcome.reason = "not applicable", "it runs the model, and a store holds activations only"
+        return
     reason = measurement.unfit(model, sample)
     if reason is not None:
         outcome.state, outcome.reason = "not applicable", reason

@@ -18,6 +18,7 @@ from actinium.report.rules.table import RULES
 from actinium.report.sample import Sample
 from actinium.report.schema import Finding
 from actinium.report.shown import sentence
+from actinium.store.stored import StoredModel
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -67,7 +68,10 @@ class Report:
             said: what was said while the model was loaded.
         """
         results = {o.measurement.name: o.result for o in outcomes if o.result is not None}
-        setup = f"import actinium as ac\n\nmodel = ac.load({_argument(source)})\ninputs = {sample.call}\n"
+        loading = f"ac.load({_argument(source)})"
+        if isinstance(model, StoredModel):
+            loading = f"ac.store.StoredModel(ac.store.open({str(source)!r}))"
+        setup = f"import actinium as ac\n\nmodel = {loading}\ninputs = {sample.call}\n"
         record = provenance(model, sample.inputs, seed)
         document = schema.Document(
             state="interrupted" if interrupted else "complete",

@@ -21,7 +21,7 @@ from actinium.report.finite import not_finite
 from actinium.report.prediction import class_predictions, next_token_loss
 from actinium.report.sample import OPERATIONS, Sample
 
-__all__ = ["MEASUREMENTS", "Measurement", "Plan"]
+__all__ = ["MEASUREMENTS", "STORED", "Measurement", "Plan"]
 
 # Numbers of one pass that are held at a time (float32: a quarter of a gigabyte).
 HELD = 1 << 26
@@ -112,6 +112,10 @@ class Measurement:
     passes: Callable[[Model, Sample], float] = lambda model, sample: 1
     least: float = 1
     omit: tuple[str, ...] = ()
+
+
+STORED = ("norms", "moments", "outliers", "massive", "similarity", "dead", "saturated", "zeros", "rank")
+"""Measurements that only read activations, and so can be taken of a store."""
 
 
 def _no_blocks(model: Model, sample: Sample) -> str | None:

@@ -18,8 +18,9 @@ from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.report import hub, images, texts
 from actinium.report.trial import Cost, trial
+from actinium.store.stored import StoredModel
 
-__all__ = ["Sample", "check_source", "read", "reads_text"]
+__all__ = ["Sample", "check_source", "of_store", "read", "reads_text"]
 
 BUILT_IN = ("digits",)
 TEXT_KINDS = ("causal-lm", "masked-lm", "encoder-decoder")
@@ -27,6 +28,7 @@ TEXT_KINDS = ("causal-lm", "masked-lm", "encoder-decoder")
 OPERATIONS = {"cpu": 2e11, "accelerator": 2e13}
 TOKENS = (1024, 16384)  # fewest and most, whatever a pass costs
 IMAGES = (64, 512)
+STORED_ROWS = 65536
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,30 @@ def read(
         found = _default(model, limit, seed)
     call = _call(text=text, data=data, dataset=dataset, limit=limit, seed=seed or None)
     return Sample(**{**vars(found), "call": call, "cost": trial(model, found.some(2))})
+
+
+def of_store(model: StoredModel, limit: int | None) -> Sample:
+    """The windows of a store, evenly spaced, within a limit on rows (by default 65,536).
+
+    Raises:
+        InputError: the store holds no rows.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1, not {limit}")
+    tokens = model.windows(limit or STORED_ROWS)
+    manifest = model.store.manifest
+    notes = [] if manifest.complete else ["the store is not finished: this is about what is there"]
+    rounded = {s.dtype for s in manifest.sites} - {"float32"}
+    if rounded:
+        notes.append(f"the activations were rounded to {', '.join(sorted(rounded))} when they were stored")
+    kind = {"images": "images", "arrays": "arrays"}.get(manifest.origin.data["kind"], "text")
+    windows = sum(shard.windows for shard in manifest.shards)
+    documents = int(model.store.column("document").max()) + 1
+    if len(tokens) < windows:
+        notes.append(f"{len(tokens)} of {windows} windows were read, evenly spaced")
+    source = f"store {Path(str(model.store.address)).name} of {manifest.origin.data['name']}"
+    call = f"model.windows({limit or STORED_ROWS})"
+    return Sample(tokens, kind, source, documents, documents, notes, call)
 
 
 def _is_path(value: Any) -> bool:

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "reader": ["Activations"],
         "statistics": ["Statistics"],
         "store": ["Store", "open"],
+        "stored": ["StoredModel"],
         "tables": ["Place"],
     },
 )

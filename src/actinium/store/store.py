@@ -22,6 +22,7 @@ from actinium.store.reader import Activations, Files, Reader, as_numbers
 from actinium.store.selection import Selection
 from actinium.store.statistics import Statistics, statistics
 from actinium.store.streams import reduced
+from actinium.store.table import COLUMNS
 from actinium.store.tables import Place, Tables
 from actinium.store.verify import problems
 
@@ -206,6 +207,24 @@ class Store:
         """
         (number,) = self._selection.of(np.array([row], dtype=np.int64))
         return self._tables.context(int(number), before, after)
+
+    def column(self, name: str) -> np.ndarray:
+        """One column of the tables (row, sequence, slot, document, position, token) for the rows shown, int64.
+
+        Raises:
+            InputError: another column.
+        """
+        if name not in COLUMNS:
+            raise InputError(unknown("column", name, COLUMNS))
+        return self._tables.column(name)[self._selection.of(np.arange(len(self), dtype=np.int64))]
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Token ids of rows `start` to `stop`, -1 without tokens."""
+        return self._tables.of(self._selection.of(np.arange(start, stop, dtype=np.int64)))["token"]
+
+    def decode(self, ids: Sequence[int]) -> list[str]:
+        """Each token as text; nothing where the store holds no tokenizer."""
+        return self._tables.decode(list(ids))
 
     def query(self, sql: str) -> pandas.DataFrame:
         """Ask DuckDB about the whole store's rows: a table `rows` (row, sequence, slot, document, position, token).

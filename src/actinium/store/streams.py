@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from actinium.core.errors import InputError
+from actinium.core.record import collect_reducers
 from actinium.core.reducing import Context
 from actinium.store.codec import row_bytes
 from actinium.store.reader import Reader
@@ -35,13 +33,7 @@ def chunks(reader: Reader, selection: Selection) -> Iterator[Tensor]:
 
 def reduced(reader: Reader, tables: Tables, selection: Selection, reduce: Any, progress: bool) -> Any:
     """Results of reducers over the rows of a site; see `Store.reduce`."""
-    table = dict(reduce) if isinstance(reduce, Mapping) else {"": reduce}
-    made = {}
-    for name, one in table.items():
-        ready = one() if inspect.isclass(one) else copy.deepcopy(one)
-        if not callable(getattr(ready, "update", None)) or not callable(getattr(ready, "result", None)):
-            raise InputError(f"reduce{name and f'[{name!r}]'}: a reducer has update() and result(), {one!r} has not")
-        made[name] = ready
+    made = collect_reducers(reduce)
     plain = [one for one in made.values() if not getattr(one, "wants_context", False)]
     placed = [one for one in made.values() if getattr(one, "wants_context", False)]
     for values in _shown(chunks(reader, selection) if plain else iter(()), len(selection), progress):

@@ -42,8 +42,12 @@ class Place:
     text: list[str]
 
     def __str__(self) -> str:
-        pieces = [f"[{piece}]" if i == self.index else piece for i, piece in enumerate(self.text)]
-        return "".join(pieces) or f"document {self.document}, position {self.position}"
+        pieces = list(self.text)
+        if not pieces:
+            return f"document {self.document}, position {self.position}"
+        word = pieces[self.index]
+        pieces[self.index] = f"{word[: len(word) - len(word.lstrip())]}[{word.lstrip()}]"
+        return "".join(pieces)
 
 
 def duck() -> Any:

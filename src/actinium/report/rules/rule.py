@@ -39,7 +39,7 @@ class Evidence:
     @property
     def first(self) -> str:
         """Python for the first row of the inputs."""
-        return "inputs.ids[:1]" if self.text else "inputs[:1]"
+        return "inputs[:1]"
 
 
 @dataclass(frozen=True)
