@@ -1,28 +1,36 @@
-"""Run every benchmark, print the ratios and write the page."""
+"""Run the benchmarks, print the ratios and write the pages."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import edit_generate, import_time, patching, record
+from benchmarks import edit_generate, import_time, patching, record, store
 from benchmarks.page import show, write
 from benchmarks.paired import Row
 from benchmarks.settings import PAGE, parser, read
 
-ROOMS = {"record": record, "patching": patching, "import_time": import_time, "edit_generate": edit_generate}
+PAGES = {
+    PAGE.name: {"record": record, "patching": patching, "import_time": import_time, "edit_generate": edit_generate},
+    "benchmarks-store.md": {"store": store},
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the benchmarks that are asked for, all by default."""
+    """Run the benchmarks of the pages that are asked for, all by default."""
     options = parser(__doc__ or "")
-    options.add_argument("--out", type=Path, default=PAGE, help="where the page is written")
-    settings = read(options.parse_args(arguments))
-    rows: list[Row] = []
-    for name, module in ROOMS.items():
-        print(name, flush=True)
-        rows += module.rows(settings)
-    show(rows)
-    print(f"written: {write(rows, settings)}")
+    options.add_argument("--page", choices=list(PAGES), action="append", help="only this page")
+    options.add_argument("--out", type=Path, default=PAGE.parent, help="folder of the pages")
+    given = vars(options.parse_args(arguments))
+    wanted = given.pop("page") or list(PAGES)
+    settings = read(given)
+    for page in wanted:
+        rows: list[Row] = []
+        for name, module in PAGES[page].items():
+            print(name, flush=True)
+            rows += module.rows(settings)
+        show(rows)
+        print(f"written: {write(rows, replace(settings, out=settings.out / page))}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ The model has {model} with random weights.
 
 def alone(rows: Callable[[Settings], list[Row]], description: str | None) -> None:
     """Run one benchmark and print its table."""
-    settings = read(parser(description or "").parse_args())
+    settings = read(vars(parser(description or "").parse_args()))
     show(rows(settings))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import datetime
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +28,7 @@ class Settings:
         threads: of torch; None leaves them as they are.
         clock: "wall" or "cpu".
         date: printed in the page, ISO.
-        out: the page.
+        out: the page, or the folder of the pages.
     """
 
     tiny: bool = False
@@ -60,9 +61,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     return out
 
 
-def read(given: argparse.Namespace) -> Settings:
+def read(given: Mapping[str, Any]) -> Settings:
     """Settings from parsed options; sets the number of threads."""
-    settings = Settings(**vars(given))
+    settings = Settings(**given)
     if settings.threads is not None:
         import torch
 

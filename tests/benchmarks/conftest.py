@@ -12,6 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 @pytest.fixture
 def no_peers(monkeypatch):
-    """As if neither TransformerLens nor nnsight were installed."""
-    for name in ("transformer_lens", "nnsight"):
+    """As if no peer were installed."""
+    for name in ("transformer_lens", "nnsight", "sae_lens", "dictionary_learning"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -11,7 +11,7 @@ from benchmarks.paired import Disagreement, Ratio, Row
 from benchmarks.settings import Settings, gpt2, tokens
 
 from benchmarks import __main__ as everything
-from benchmarks import edit_generate, import_time, patching, peers, record
+from benchmarks import edit_generate, import_time, patching, peers, record, store
 
 pytestmark = pytest.mark.usefixtures("no_peers")
 TINY = Settings(tiny=True, rounds=1)
@@ -78,6 +78,19 @@ def test_generation_is_compared_with_plain_generation():
     assert {row.peer for row in rows} == {edit_generate.PLAIN}
 
 
+def test_stores_are_compared_without_peers():
+    rows = store.rows(TINY)
+    assert [row.peer for row in rows if row.ratio == "not installed"] == [
+        "SAELens, cached activations (Arrow), mixing buffer",
+        "dictionary_learning ActivationBuffer, fed by a model of one block",
+    ]
+    reading = [row for row in rows if row.peer == "numpy.memmap, read in order"]
+    assert len(reading) == 4
+    memory = [row for row in rows if "memory of its own" in row.what]
+    assert len(memory) == 2
+    assert all(0 < row.value < 2000 for row in memory)
+
+
 def test_absent_peers_are_named_as_not_installed():
     module = gpt2(tiny=True)
     assert peers.lenses(module) == []
@@ -87,9 +100,11 @@ def test_absent_peers_are_named_as_not_installed():
 
 def test_the_page_holds_the_ratios_and_what_they_were_measured_on(tmp_path, capsys, monkeypatch):
     row = Row("record", "plain forward", Ratio(1.234, 1.0, 2.0))
-    monkeypatch.setattr(everything, "ROOMS", {"one": type("One", (), {"rows": staticmethod(lambda settings: [row])})})
+    room = type("One", (), {"rows": staticmethod(lambda settings: [row])})
+    monkeypatch.setattr(everything, "PAGES", {"benchmarks.md": {"one": room}, "other.md": {"two": room}})
     page = tmp_path / "docs" / "benchmarks.md"
-    everything.main(["--tiny", "--date", "2001-02-03", "--out", str(page)])
+    everything.main(["--tiny", "--date", "2001-02-03", "--out", str(page.parent), "--page", "benchmarks.md"])
+    assert not page.with_name("other.md").exists()
     text = page.read_text(encoding="utf-8")
     assert "| what | peer | ratio | goal | met? |" in text
     assert "| record | plain forward | 1.23 (1-2) |  |  |" in text

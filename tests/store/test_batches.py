@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import actinium as ac
-from actinium.store.batches import order
+from actinium.store.batches import BLOCK, BUFFER, order
+from actinium.store.mixing import PARTS, Batch, Fill, mixture
 from actinium.store.selection import Selection
 
 SITE = "module:same"
@@ -114,8 +115,12 @@ def together(batches, total, neighbours):
 TOTAL, SIZE = 2_000_000, 2048
 
 
-def test_a_store_that_fits_the_pool_is_permuted_exactly():
-    rows = [r for r, _ in order(Selection.all(200_000), SIZE, 0, 0, 256, 1 << 18)]
+def rows_of(selection, size, seed, block, buffer):
+    return [e.rows for e in mixture(selection, size, seed, 0, block, buffer) if isinstance(e, Batch)]
+
+
+def test_a_store_that_fits_the_buffer_is_permuted_exactly():
+    rows = rows_of(Selection.all(200_000), SIZE, 0, 256, 1 << 18)
     assert together(rows, 200_000, 8) == pytest.approx(1, abs=0.05)
     # The rank correlation of a permutation of n has the standard deviation 1 / sqrt(n).
     flat = np.concatenate(rows)
@@ -123,21 +128,25 @@ def test_a_store_that_fits_the_pool_is_permuted_exactly():
 
 
 def test_single_rows_as_blocks_are_permuted_exactly():
-    rows = [r for r, _ in order(Selection.all(400_000), SIZE, 0, 0, 1, 1 << 15)]
+    rows = list(order(Selection.all(400_000), SIZE, 0, 0, True))
     assert together(rows, 400_000, 8) == pytest.approx(1, abs=0.06)
 
 
-def test_the_pool_mixes_a_store_that_is_larger():
-    rows = [r for r, _ in order(Selection.all(TOTAL), SIZE, 0, 0, 256, 1 << 18)]
+def test_a_larger_store_is_mixed():
+    block, buffer = BLOCK, BUFFER
+    rows = rows_of(Selection.all(TOTAL), SIZE, 0, block, buffer)
     flat = np.concatenate(rows)
     assert np.array_equal(np.sort(flat), np.arange(TOTAL))
-    # Neighbours of one block meet as often as among the rows of the pool, not of the store: some 2 000 000 / 262 144
-    # times chance. Reading a shuffled list of blocks without a pool would give 900 times.
-    assert together(rows, TOTAL, 8) < 12
-    # Every part of the store is in every part of the epoch: the share of each tenth in each tenth.
+    # Others of its block that a row meets in its batch: as many as the mixture holds, two in 2048.
+    where = np.empty(TOTAL, np.int64)
+    for number, batch in enumerate(rows):
+        where[batch] = number
+    mates = np.mean([np.sum(b[:, None] == b) - len(b) for b in where[: 64 * 500].reshape(500, 64)]) / 64
+    assert mates == pytest.approx((block - 1) * SIZE / buffer, rel=0.15)
+    # Every part of the store is in every part of the epoch: the share of each tenth in each tenth, which holds some
+    # 312 blocks, so that the standard deviation of an even draw is 0.057.
     tenths = np.histogram2d(flat, np.arange(TOTAL), bins=10)[0] / (TOTAL / 100)
-    assert tenths.min() > 0.75
-    assert tenths.max() < 1.25
+    assert abs(tenths - 1).max() < 4 * 0.057
 
 
 @given(
@@ -151,8 +160,22 @@ def test_the_pool_mixes_a_store_that_is_larger():
 def test_any_selection_is_given_out_once(total, size, block, buffer, seed, chosen):
     mask = np.resize(np.array(chosen), total)
     selection = Selection.where(mask)
-    for shuffle in (True, False):
-        rows = [r for r, _ in order(selection, size, seed, 1, block, max(buffer, size), shuffle)]
+    mixed = rows_of(selection, size, seed, block, max(buffer, size))
+    for rows in (mixed, list(order(selection, size, seed, 1, True)), list(order(selection, size, seed, 1, False))):
         assert all(len(r) == size for r in rows[:-1])
         flat = np.concatenate(rows) if rows else np.zeros(0)
         assert np.array_equal(np.sort(flat), np.flatnonzero(mask))
+
+
+@given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 40), st.integers(1, 120), st.integers(0, 99))
+def test_what_is_given_out_is_in_its_slab_at_that_time(total, size, block, buffer, seed):
+    slots: dict[int, tuple[int, np.ndarray]] = {}
+    for event in mixture(Selection.all(total), size, seed, 0, block, max(buffer, size)):
+        if isinstance(event, Fill):
+            rows = np.concatenate([np.arange(a, b) for a, b in event.ranges])
+            slots[event.number % (PARTS + 2)] = (event.number, rows)
+            continue
+        for slab, place, row in zip(event.slabs, event.places, event.rows, strict=True):
+            number, rows = slots[slab % (PARTS + 2)]
+            assert number == slab
+            assert rows[place] == row

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,68 +14,25 @@ import torch
 from torch import Tensor
 
 from actinium.core.errors import InputError
+from actinium.store.mixing import Fill, Pool, mixture, slab_rows
 from actinium.store.reader import Reader, Rows
 from actinium.store.selection import Selection
 
 __all__ = ["Batches", "order"]
 
-BLOCK, BUFFER = 256, 1 << 18
+BLOCK, BUFFER = 64, 1 << 16
+POOL = 1 << 29  # most bytes of the rows that are mixed, where the number of rows is not asked for
 
 
-def order(
-    selection: Selection, size: int, seed: int, epoch: int, block: int, buffer: int, shuffle: bool = True
-) -> Iterator[tuple[Rows, Rows | None]]:
-    """Rows of the store, batch by batch, for one epoch; the last batch may be short.
-
-    The rows are cut into blocks of neighbours, and the blocks are permuted. A pool takes them up in this order; when
-    it holds `buffer` rows it is permuted, half of it is given out, and it is filled again. A store of at most
-    `buffer` rows is permuted exactly; so is any store with `block=1`.
-
-    Args:
-        selection: the rows.
-        size: rows in a batch.
-        seed, epoch: of the permutation.
-        block: rows that lie together on the disk.
-        buffer: rows in the pool.
-        shuffle: if False the rows come in their order.
-
-    Yields:
-        The rows of a batch (n,), and the blocks (m, 2) that will be needed soon, each time some were taken up.
-    """
-    if not shuffle:
-        total = len(selection)
-        for start in range(0, total, size):
-            yield selection.of(np.arange(start, min(start + size, total), dtype=np.int64)), None
-        return
-    source = np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch]))
-    blocks = selection.blocks(block)
-    blocks = blocks[source.permutation(len(blocks))]
-    lengths = np.cumsum(blocks[:, 1] - blocks[:, 0])
-    pool, rest, taken = np.zeros(0, np.int64), np.zeros(0, np.int64), 0
-    while taken < len(blocks) or len(pool):
-        have = int(lengths[taken - 1]) if taken else 0
-        stop = max(int(np.searchsorted(lengths, have + max(1, buffer - len(pool)), "right")), taken + 1)
-        fresh = blocks[taken:stop]
-        taken = min(stop, len(blocks))
-        pool = np.concatenate([pool, _rows(fresh)])
-        source.shuffle(pool)
-        out = pool if taken == len(blocks) else pool[: max(len(pool) // 2, 1)]
-        pool = pool[len(out) :]
-        ready, soon = np.concatenate([rest, out]), fresh if len(fresh) else None
-        whole = len(ready) // size * size
-        for start in range(0, whole, size):
-            yield ready[start : start + size], soon
-            soon = None
-        rest = ready[whole:]
-    if len(rest):
-        yield rest, None
-
-
-def _rows(blocks: Rows) -> Rows:
-    """The rows of ranges (n, 2), one after the other."""
-    lengths = blocks[:, 1] - blocks[:, 0]
-    begins = np.cumsum(lengths) - lengths
-    return np.arange(int(lengths.sum()), dtype=np.int64) + np.repeat(blocks[:, 0] - begins, lengths)
+def order(selection: Selection, size: int, seed: int, epoch: int, shuffle: bool) -> Iterator[Rows]:
+    """Rows of the store, batch by batch: an exact permutation of them for each epoch, or all in order."""
+    total = len(selection)
+    numbers = None
+    if shuffle:
+        numbers = np.random.Generator(np.random.Philox(key=[seed % 2**64, epoch])).permutation(total)
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        yield selection.of(np.arange(start, stop, dtype=np.int64) if numbers is None else numbers[start:stop])
 
 
 class Batches:
@@ -98,11 +57,14 @@ class Batches:
         workers: int,
         with_rows: bool,
         block: int,
-        buffer: int,
+        buffer: int | None,
     ) -> None:
         for name, value, least in (("size", size, 1), ("workers", workers, 0), ("block", block, 1)):
             if value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}")
+        if buffer is None:
+            each = sum(reader.width for reader in readers.values())
+            buffer = max(4 * size, min(BUFFER, POOL // each))
         if buffer < size:
             raise InputError(f"buffer ({buffer} rows) must hold at least one batch of {size}")
         self._readers, self._selection, self._mark, self._single = readers, selection, mark, single
@@ -110,6 +72,7 @@ class Batches:
         self.device, self.dtype = None if device is None else torch.device(device), dtype
         self.workers, self.with_rows, self.block, self.buffer = workers, with_rows, block, buffer
         self.epoch = self.batch = 0
+        self._pool: Pool | None = None  # its memory is kept from epoch to epoch
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -144,44 +107,51 @@ class Batches:
 
         With `with_rows`, pairs of the rows' numbers in the store (size,) and that.
         """
-        wanted = self._wanted()
-        if not self.workers:
-            for rows in wanted:
-                yield self._delivered(rows, self._read(rows))
-        else:
-            yield from self._ahead(wanted)
+        with ThreadPoolExecutor(self.workers, "actinium-store-reader") if self.workers else nullcontext() as executor:
+            mixed = self.shuffle and self.block > 1
+            waiting: deque[tuple[Rows, Any]] = deque()
+            try:
+                for one in self._mixed(executor) if mixed else self._gathered(executor):
+                    waiting.append(one)
+                    if len(waiting) > (self.workers + 1 if self.workers else 0):
+                        yield self._delivered(*waiting.popleft())
+                while waiting:
+                    yield self._delivered(*waiting.popleft())
+            finally:
+                for _, value in waiting:
+                    if isinstance(value, Future):
+                        value.cancel()
         self.epoch, self.batch = self.epoch + 1, 0
 
-    def _wanted(self) -> Iterator[Rows]:
-        args = (self._selection, self.size, self.seed, self.epoch, self.block, self.buffer, self.shuffle)
-        for number, (rows, soon) in enumerate(order(*args)):
-            if number < self.batch:
-                continue
-            if soon is not None:
-                self._prefetch(soon)
+    def _gathered(self, executor: ThreadPoolExecutor | None) -> Iterator[tuple[Rows, Any]]:
+        """Rows and values (or futures of them), read row by row."""
+        rows_of = order(self._selection, self.size, self.seed, self.epoch, self.shuffle)
+        for rows in itertools.islice(rows_of, self.batch, None):
             if len(rows) == self.size or not self.drop_last:
-                yield rows
+                yield rows, self._read(rows) if executor is None else executor.submit(self._read, rows)
 
-    def _prefetch(self, blocks: Rows) -> None:
-        for reader in self._readers.values():
-            for start, stop in blocks.tolist():
-                reader.prefetch(start, stop)
-
-    def _ahead(self, wanted: Iterator[Rows]) -> Iterator[Any]:
-        with ThreadPoolExecutor(self.workers, "actinium-store-reader") as pool:
-            waiting: deque[tuple[Rows, Future[dict[str, Tensor]]]] = deque()
-            try:
-                for rows in wanted:
-                    waiting.append((rows, pool.submit(self._read, rows)))
-                    if len(waiting) > self.workers + 1:
-                        first, future = waiting.popleft()
-                        yield self._delivered(first, future.result())
-                while waiting:
-                    first, future = waiting.popleft()
-                    yield self._delivered(first, future.result())
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+    def _mixed(self, executor: ThreadPoolExecutor | None) -> Iterator[tuple[Rows, Any]]:
+        """Rows and values (or futures of them), read in blocks."""
+        total = len(self._selection)
+        slab = slab_rows(total, self.size, self.buffer)
+        if self._pool is None:
+            self._pool = Pool(self._readers, slab)
+        pool = self._pool.emptied(executor)
+        fills: dict[int, Fill] = {}
+        number, passed = 0, self.batch  # `self.batch` moves on meanwhile
+        for event in mixture(self._selection, self.size, self.seed, self.epoch, self.block, self.buffer):
+            if isinstance(event, Fill):
+                fills[event.number] = event
+                fills.pop(event.number - pool.slots, None)
+                if number >= passed:
+                    pool.fill(fills.pop(event.number))
+                continue
+            number += 1
+            if number <= passed or (len(event.rows) < self.size and self.drop_last):
+                continue
+            for held in sorted(fills):  # what an iteration that goes on has passed over, but needs
+                pool.fill(fills.pop(held))
+            yield event.rows, pool.reads(event, self.dtype)
 
     def _read(self, rows: Rows) -> dict[str, Tensor]:
         out = {}
@@ -192,14 +162,15 @@ class Batches:
                 value = value if self.dtype is None else value.to(self.dtype)
             else:
                 value = reader.gather(rows, self.dtype)
-            if self.device is not None and self.device.type == "cuda":
-                value = value.pin_memory()
             out[name] = value
         return out
 
-    def _delivered(self, rows: Rows, values: dict[str, Tensor]) -> Any:
+    def _delivered(self, rows: Rows, found: Any) -> Any:
+        values: dict[str, Tensor] = found.result() if isinstance(found, Future) else found
         self.batch += 1
         if self.device is not None:
+            if self.device.type == "cuda":
+                values = {name: value.pin_memory() for name, value in values.items()}
             values = {name: value.to(self.device, non_blocking=True) for name, value in values.items()}
-        found: Any = next(iter(values.values())) if self._single else values
-        return (torch.from_numpy(rows), found) if self.with_rows else found
+        given: Any = next(iter(values.values())) if self._single else values
+        return (torch.from_numpy(rows), given) if self.with_rows else given

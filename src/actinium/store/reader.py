@@ -18,7 +18,7 @@ from actinium.core.errors import StoreError
 from actinium.store.address import Address
 from actinium.store.codec import TORCH, decode, row_bytes
 from actinium.store.manifest import File, Manifest, StoredSite
-from actinium.store.shard import MappedShard, checked_header, header_of, split
+from actinium.store.shard import MappedShard, checked_header, header_of
 
 __all__ = ["Files", "Reader", "Rows"]
 
@@ -116,6 +116,16 @@ class Reader:
         self._lock = threading.Lock()
 
     @property
+    def scaled(self) -> bool:
+        """Whether rows have scales (int8)."""
+        return self.site.dtype == "int8"
+
+    @property
+    def width(self) -> int:
+        """Bytes of the values of a row."""
+        return row_bytes(self.site.shape, self.site.dtype) - 4 * self.scaled
+
+    @property
     def dtype(self) -> torch.dtype:
         """What values are read as: the store's type, float32 for int8."""
         return torch.float32 if self.site.dtype == "int8" else TORCH[self.site.dtype]
@@ -151,58 +161,81 @@ class Reader:
 
     def gather(self, rows: Rows, dtype: torch.dtype | None = None) -> Tensor:
         """The rows with these numbers, in this order."""
-        kind = dtype or self.dtype
-        out = torch.empty((len(rows), *self.site.shape), dtype=kind)
         if not len(rows):
-            return out
+            return torch.empty((0, *self.site.shape), dtype=dtype or self.dtype)
         shards = np.searchsorted(self.starts, rows, "right") - 1
-        if shards[0] == shards[-1] and bool((shards == shards[0]).all()):
-            return decode(*self._take(int(shards[0]), rows), kind)
         order = np.argsort(shards, kind="stable")
         numbers, begins = np.unique(shards[order], return_index=True)
-        for number, picked in zip(numbers, np.split(order, begins[1:]), strict=True):
-            part = decode(*self._take(int(number), rows[picked]))
-            out.index_copy_(0, torch.from_numpy(picked), part.to(kind))
-        return out
+        raw = np.empty((len(rows), self.width), np.uint8)
+        scales = torch.empty(len(rows)) if self.scaled else None
+        # Bytes are copied shard by shard, and put in order where they are still in the processor's cache.
+        for number, begin, end in zip(numbers, begins, [*begins[1:], len(rows)], strict=True):
+            self._take(
+                int(number), rows[order[begin:end]], raw[begin:end], None if scales is None else scales[begin:end]
+            )
+        if len(numbers) > 1:
+            back = np.empty(len(rows), np.int64)
+            back[order] = np.arange(len(rows))
+            raw = raw.take(back, axis=0, mode="clip")
+            scales = None if scales is None else scales.index_select(0, torch.from_numpy(back))
+        return self.values(raw, scales, dtype)
 
-    def _take(self, number: int, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """Rows of one shard as they are stored, and their scales."""
+    def values(self, raw: NDArray[np.uint8], scales: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+        """Rows (n, …) from their bytes (n, width) and scales (n,)."""
+        kind = TORCH[self.site.dtype]
+        return decode(torch.from_numpy(raw).view(-1).view(kind).view(len(raw), *self.site.shape), scales, dtype)
+
+    def copy(self, ranges: Rows, raw: NDArray[np.uint8], scales: Tensor | None, begin: int) -> None:
+        """Read ranges of rows (n, 2), one after the other, into `raw` (m, width) and `scales` (m,) from row `begin`.
+
+        On a local disk the bytes are read, not mapped: long reads cost less than a fault for each page.
+
+        Raises:
+            StoreError: a file ends too early.
+        """
+        for start, stop in ranges.tolist():
+            number = int(np.searchsorted(self.starts, start, "right")) - 1
+            while start < stop:
+                end, base = min(stop, int(self.starts[number + 1])), int(self.starts[number])
+                if end > start:
+                    shard = self.shard(number)
+                    shard.read(start - base, end - base, raw[begin : begin + end - start])
+                    if scales is not None and shard.scales is not None:
+                        scales[begin : begin + end - start] = shard.scales[start - base : end - base]
+                    begin, start = begin + end - start, end
+                number += 1
+
+    def _take(self, number: int, rows: Rows, raw: NDArray[np.uint8], scales: Tensor | None) -> None:
+        """Copy rows of one shard as they are stored, and their scales."""
         file, count = self.entries[number]
         local = rows - self.starts[number]
         if not self.files.has(file) and len(rows) * FEW < count and not self.files.verify:
-            return self._fetch(file, count, local)
-        shard, index = self.shard(number), torch.from_numpy(local)
-        scales = None if shard.scales is None else shard.scales.index_select(0, index)
-        return shard.values.index_select(0, index), scales
+            self._fetch(file, count, local, raw, scales)
+            return
+        shard = self.shard(number)
+        np.take(shard.raw, local, axis=0, out=raw, mode="clip")  # in range; only this mode writes without a buffer
+        if scales is not None and shard.scales is not None:
+            torch.index_select(shard.scales, 0, torch.from_numpy(local), out=scales)
 
-    def _fetch(self, file: File, count: int, local: Rows) -> tuple[Tensor, Tensor | None]:
+    def _fetch(self, file: File, count: int, local: Rows, raw: NDArray[np.uint8], scales: Tensor | None) -> None:
         """Some rows of a file on another machine, without the rest of it."""
         site, address = self.site, self.files.address
         head = len(header_of(site, count))
         wanted, back = np.unique(local, return_inverse=True)
-        width = row_bytes(site.shape, site.dtype) - (4 if site.dtype == "int8" else 0)
+        width = raw.shape[1]
         spans = [(0, head)] + [(head + int(r) * width, head + int(r + 1) * width) for r in wanted]
-        if site.dtype == "int8":
+        if scales is not None:
             base = head + count * width
             spans += [(base + 4 * int(r), base + 4 * int(r) + 4) for r in wanted]
         parts = address.ranges(file.name, spans)
         checked_header(parts[0], file.bytes, site, count, f"{address}/{file.name}")
         if any(len(part) != stop - start for part, (start, stop) in zip(parts, spans, strict=True)):
             raise StoreError(f"{address}/{file.name} is cut off; restore it from a copy")
-        values, scales = split(bytearray(b"".join(parts[1:])), site, len(wanted))
-        index = torch.from_numpy(back)
-        return values.index_select(0, index), None if scales is None else scales.index_select(0, index)
-
-    def prefetch(self, start: int, stop: int) -> None:
-        """Have the system read rows from a local disk ahead of their use."""
-        first = int(np.searchsorted(self.starts, start, "right")) - 1
-        while start < stop and self.files.address.local is not None:
-            end = min(stop, int(self.starts[first + 1]))
-            base = int(self.starts[first])
-            width = row_bytes(self.site.shape, self.site.dtype) - (4 if self.site.dtype == "int8" else 0)
-            if end > start:
-                self.shard(first).prefetch(start - base, end - base, width)
-            start, first = end, first + 1
+        found = np.frombuffer(b"".join(parts[1 : len(wanted) + 1]), np.uint8).reshape(len(wanted), width)
+        raw[:] = found[back]
+        if scales is not None:
+            numbers = np.frombuffer(b"".join(parts[len(wanted) + 1 :]), "<f4")
+            scales.copy_(torch.from_numpy(numbers[back].astype(np.float32)))
 
 
 class Activations:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actinium.core.errors import StoreError
@@ -121,6 +123,7 @@ class MappedShard:
     Attributes:
         values: (rows, …) in the store's type.
         scales: (rows,) float32 for int8, else None.
+        raw: (rows, bytes) the same values as bytes.
 
     Raises:
         StoreError: as `checked_header`.
@@ -130,26 +133,34 @@ class MappedShard:
         self.path = path
         head = len(header_of(site, rows))
         try:
-            with path.open("rb") as file:
-                total = path.stat().st_size
-                if total:
-                    self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._file = path.open("rb")  # closed when nothing uses the shard any more
+            total = os.fstat(self._file.fileno()).st_size
+            if total:
+                self.map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
         except FileNotFoundError:
             raise StoreError(f"{path} is missing; run the same create again, or restore it from a copy") from None
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror or error}") from None
         begin = checked_header(self.map[:head] if total else b"", total, site, rows, str(path))
         self.begin = begin
-        self.values, self.scales = split(memoryview(self.map)[begin:], site, rows)
+        data = memoryview(self.map)[begin:]
+        self.values, self.scales = split(data, site, rows)
+        width = int(np.prod(site.shape)) * TORCH[site.dtype].itemsize
+        self.raw = np.frombuffer(data, np.uint8, rows * width).reshape(rows, width)
 
-    def prefetch(self, start: int, stop: int, width: int) -> None:
-        """Ask the system to read rows from the disk soon (a hint; `width` bytes in a row)."""
-        if not hasattr(mmap, "MADV_WILLNEED"):
-            return
-        first = (self.begin + start * width) // mmap.PAGESIZE * mmap.PAGESIZE
-        last = min(len(self.map), self.begin + stop * width)
-        if last > first:
-            self.map.madvise(mmap.MADV_WILLNEED, first, last - first)
+    def read(self, start: int, stop: int, out: NDArray[np.uint8]) -> None:
+        """Copy the bytes of rows into `out` (rows, width).
+
+        Raises:
+            StoreError: the file has become shorter.
+        """
+        width = self.raw.shape[1]
+        view, at = memoryview(out).cast("B"), self.begin + start * width
+        while len(view):
+            done = os.preadv(self._file.fileno(), [view], at)
+            if not done:
+                raise StoreError(f"{self.path} is cut off; remove it and run the same create again, or restore it")
+            view, at = view[done:], at + done
 
 
 def split(data: Any, site: StoredSite, rows: int) -> tuple[Tensor, Tensor | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from actinium.core.errors import InputError, SiteError, unknown
 from actinium.core.sites import Site
 from actinium.store.address import Address
-from actinium.store.batches import BLOCK, BUFFER, Batches
+from actinium.store.batches import BLOCK, Batches
 from actinium.store.manifest import Manifest
 from actinium.store.ranking import Cache, direction_of, key_of, largest
 from actinium.store.reader import Activations, Files, Reader, as_numbers
@@ -148,25 +148,25 @@ class Store:
         drop_last: bool = False,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        workers: int = 1,
+        workers: int = 2,
         with_rows: bool = False,
         block: int = BLOCK,
-        buffer: int = BUFFER,
+        buffer: int | None = None,
     ) -> Batches:
         """Batches of rows; each pass over them is an epoch of its own order.
 
         Args:
             site: one site, for tensors (size, …), or several, for {site: tensor} of the same rows.
             size: rows in a batch.
-            shuffle: over the whole store: blocks of `block` rows are drawn at random into a pool of `buffer` rows,
-                and the batches from the pool. A store of at most `buffer` rows, or any with `block=1`, is permuted
-                exactly. If False, the rows come in order.
+            shuffle: over the whole store: blocks of `block` rows are drawn at random, and batches from a mixture of
+                `buffer` rows of them. A store of at most `buffer` rows, or any with `block=1`, is permuted exactly.
+                If False, the rows come in order.
             seed: of the order.
             drop_last: leave out the last batch if it is short.
             device, dtype: where and as what to give the values; the store's type by default (float32 for int8).
             workers: threads that read ahead; 0 reads when a batch is asked for.
             with_rows: give (rows, values), with the number of each row in the whole store.
-            block, buffer: see `shuffle`.
+            block, buffer: see `shuffle`; a buffer of 65,536 rows by default, or of half a gigabyte if that is less.
 
         Returns:
             An iterable with `len`, `state_dict` and `load_state_dict`.
