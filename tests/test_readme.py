@@ -12,15 +12,23 @@ def code_blocks(text: str, language: str) -> list[str]:
 
 
 def test_python_of_the_readme_runs(root, tmp_path, monkeypatch):
-    (code,) = code_blocks((root / "README.md").read_text(), "python")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    for code in code_blocks((root / "README.md").read_text(), "python"):
+        exec(compile(code, "README.md", "exec"), names)
     assert (tmp_path / "effect.zarr").is_dir()
     assert not names["effect"].table().empty
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md"])
+def test_python_of_the_page_on_stores_runs(root, tmp_path, monkeypatch):
+    (code,) = code_blocks((root / "docs" / "store.md").read_text(), "python")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code, "docs/store.md", "exec"), names)
+    assert len(names["store"]) == int(re.search(r"Store\(activations: ([\d,]+) rows", code)[1].replace(",", ""))
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/store.md"])
 def test_links_to_files_lead_somewhere(root, page):
     path = root / page
     targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text())

@@ -72,7 +72,7 @@ def create(
         column: the column of a table that holds the documents.
         exclude_special: leave out the rows of special tokens (the model still reads them).
         max_tokens: stop after so many tokens (images, array rows).
-        engine: "local", or "ray" for several processes or machines.
+        engine: "local", or "ray" for several processes or machines (`workers` of them).
         workers: models that work at once with "ray".
         storage_options: what the file system of the address takes.
         progress: show a bar with tokens per second, bytes written and the time left.

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,16 +194,25 @@ class Reader:
         Raises:
             StoreError: a file ends too early.
         """
+        parts = list(self._pieces(ranges))
+        for shard, first, last in parts:
+            shard.announce(first, last)
+        for shard, first, last in parts:
+            end = begin + last - first
+            shard.read(first, last, raw[begin:end])
+            if scales is not None and shard.scales is not None:
+                scales[begin:end] = shard.scales[first:last]
+            begin = end
+
+    def _pieces(self, ranges: Rows) -> Iterator[tuple[MappedShard, int, int]]:
+        """The ranges (n, 2) by shard, with rows counted from its first."""
         for start, stop in ranges.tolist():
             number = int(np.searchsorted(self.starts, start, "right")) - 1
             while start < stop:
                 end, base = min(stop, int(self.starts[number + 1])), int(self.starts[number])
                 if end > start:
-                    shard = self.shard(number)
-                    shard.read(start - base, end - base, raw[begin : begin + end - start])
-                    if scales is not None and shard.scales is not None:
-                        scales[begin : begin + end - start] = shard.scales[start - base : end - base]
-                    begin, start = begin + end - start, end
+                    yield self.shard(number), start - base, end - base
+                    start = end
                 number += 1
 
     def _take(self, number: int, rows: Rows, raw: NDArray[np.uint8], scales: Tensor | None) -> None:

@@ -148,6 +148,13 @@ class MappedShard:
         width = int(np.prod(site.shape)) * TORCH[site.dtype].itemsize
         self.raw = np.frombuffer(data, np.uint8, rows * width).reshape(rows, width)
 
+    def announce(self, start: int, stop: int) -> None:
+        """Say that rows will be read soon, so that the disk can work on many at a time."""
+        if hasattr(os, "posix_fadvise"):
+            width = self.raw.shape[1]
+            at, length = self.begin + start * width, (stop - start) * width
+            os.posix_fadvise(self._file.fileno(), at, length, os.POSIX_FADV_WILLNEED)
+
     def read(self, start: int, stop: int, out: NDArray[np.uint8]) -> None:
         """Copy the bytes of rows into `out` (rows, width).
 
