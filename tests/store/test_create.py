@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -125,6 +126,17 @@ def test_shards_stay_below_their_size(packed):
     assert len(packed.manifest.shards) > 3
 
 
+def test_a_store_without_rows_can_be_made_and_read(lm, tmp_path):
+    ids = [[lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id]] * 3
+    for dtype in ("float16", "int8"):
+        path = tmp_path / dtype
+        store = ac.store.create(path, lm, ids, SITE, dtype=dtype, context=4, exclude_special=True, progress=False)
+        assert len(store) == 0
+        assert store[SITE][:].shape == (0, 128)
+        assert list(store.batches(SITE, 8)) == []
+        assert store.verify() == []
+
+
 # Data ---------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +163,8 @@ def test_files_give_the_rows_of_their_texts(make, texts, packed, tmp_path):
     (tmp_path / "b.txt").write_text("\n\n".join(texts), encoding="utf-8")
     (tmp_path / "c.jsonl").write_text("\n".join(json.dumps({"n": i, "text": t}) for i, t in enumerate(texts)))
     (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"body": t, "note": "x"}) for t in texts))
+    pandas.DataFrame({"n": range(len(texts)), "text": texts}).to_csv(tmp_path / "f.csv", index=False)
+    pandas.DataFrame({"text": texts}).to_csv(tmp_path / "g.tsv", index=False, sep="\t")
     pa.parquet.write_table(pa.table({"n": range(len(texts)), "text": texts}), tmp_path / "e.parquet")
     for name, more in (
         ("a.txt", {}),
@@ -158,6 +172,8 @@ def test_files_give_the_rows_of_their_texts(make, texts, packed, tmp_path):
         ("c.jsonl", {}),
         ("d.jsonl", {"column": "body"}),
         ("e.parquet", {}),
+        ("f.csv", {}),
+        ("g.tsv", {}),
     ):
         same_rows(make(str(tmp_path / name), **more), packed)
     half = len(texts) // 2

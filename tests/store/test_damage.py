@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy as copying
 import json
 import random
 import shutil
 import warnings
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -282,6 +284,11 @@ def test_a_store_of_something_else_is_not_gone_on_with(lm, create, tmp_path):
         create(["Ann lives in Orla."], ["blocks.2.resid_post"], context=16)
     with pytest.raises(ac.errors.InputError, match="holds a store"):
         create(["Ann lives in Orla."], context=16, resume=False)
+    lower = copying.deepcopy(lm.tokenizer)
+    lower.backend_tokenizer.normalizer = tokenizers.normalizers.Lowercase()
+    with pytest.raises(StoreError, match="another tokenizer"):
+        spoken = ac.load("world:lm", tokenizer=lower)
+        ac.store.create(tmp_path / "store", spoken, ["Ann lives in Orla."], SITE, context=16, progress=False)
     other = ac.load("world:lm")
     with torch.no_grad():
         next(other.module.parameters()).add_(1e-3)

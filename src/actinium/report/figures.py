@@ -165,6 +165,7 @@ def _heat(ax: Any, values: np.ndarray, names: list[str], title: str, bounds: tup
 
 
 def prediction(result: Result) -> Figure:
+    """Cross-entropy beside that of word counts and of an even guess."""
     figure, (ax,) = _panels(height=1.7)
     values = [float(result[n]) for n in ("uniform_loss", "unigram_loss", "loss")]
     bars = ax.barh(["even guess", "word counts", "this model"], values, color=[COLOURS[3], COLOURS[4], COLOURS[0]])
@@ -175,6 +176,7 @@ def prediction(result: Result) -> Figure:
 
 
 def classes(result: Result) -> Figure:
+    """Share of the inputs that each class is predicted for."""
     figure, (ax,) = _panels()
     shares = result["predicted"].values
     order = np.argsort(-shares, kind="stable")[:30]
@@ -189,6 +191,7 @@ def classes(result: Result) -> Figure:
 
 
 def norms(result: Result) -> Figure:
+    """Norms along the depth, on a logarithmic scale."""
     figure, (ax,) = _panels()
     names = {"mean": "mean", "median": "median", "max": "largest"}
     if "layer" in result.data.dims:
@@ -199,6 +202,7 @@ def norms(result: Result) -> Figure:
 
 
 def moments(result: Result) -> Figure:
+    """Excess kurtosis and spread along the depth."""
     figure, (left, right) = _panels(2)
     _lines(left, result, {"kurtosis": "excess kurtosis"})
     left.set_ylabel("excess kurtosis")
@@ -211,6 +215,7 @@ def moments(result: Result) -> Figure:
 
 
 def outliers(result: Result) -> Figure:
+    """Root mean square of the largest channels over the median one, by layer."""
     figure, (ax,) = _panels(height=3.1)
     _, places, _ = _places(result)
     for place in places:
@@ -234,6 +239,7 @@ def outliers(result: Result) -> Figure:
 
 
 def massive(result: Result) -> Figure:
+    """Largest and median magnitudes by layer."""
     figure, (ax,) = _panels(height=3.2)
     _, places, _ = _places(result)
     for i, bos in enumerate(str(b) for b in result["bos"].values):
@@ -265,6 +271,7 @@ def massive(result: Result) -> Figure:
 
 
 def attention(result: Result) -> Figure:
+    """Entropy, sinks and neighbours of each head, as maps of layer by head."""
     dim = str(result["sink"].dims[0])
     layers = [str(v) for v in result[dim].values]
     panels = {"sink": "attention to sinks", "relative_entropy": "entropy / even attention"}
@@ -279,6 +286,7 @@ def attention(result: Result) -> Figure:
 
 
 def similarity(result: Result) -> Figure:
+    """Cosine and CKA between every two layers."""
     _, _, names = _places(result)
     figure, axes = _panels(2, height=3.6, width=8.8)
     for ax, variable, title in zip(axes, ("cosine", "cka"), ("mean cosine", "linear CKA"), strict=True):
@@ -291,6 +299,7 @@ def similarity(result: Result) -> Figure:
 
 
 def lens(result: Result) -> Figure:
+    """Agreement with the final prediction, and divergence from it, along the depth."""
     figure, (left, right) = _panels(2)
     names = {"agreement": "top token of the end"}
     if np.isfinite(result["target_probability"].values).any():
@@ -304,6 +313,7 @@ def lens(result: Result) -> Figure:
 
 
 def dead(result: Result) -> Figure | None:
+    """How often units fire; None where all always do."""
     if not (result["frequency"].values < 1).any() and not result["quiet"].values.any():
         return None
     figure, (left, right) = _panels(2)
@@ -320,6 +330,7 @@ def dead(result: Result) -> Figure | None:
 
 
 def saturated(result: Result) -> Figure | None:
+    """Share of the units that are always on; None where there are none."""
     if not result["saturated"].values.any():
         return None
     figure, (ax,) = _panels(height=2.5)
@@ -329,6 +340,7 @@ def saturated(result: Result) -> Figure | None:
 
 
 def zeros(result: Result) -> Figure | None:
+    """Share of exact zeros; None where there are none."""
     if not result["sparsity"].values.any():
         return None
     figure, (ax,) = _panels(height=2.6)
@@ -338,6 +350,7 @@ def zeros(result: Result) -> Figure | None:
 
 
 def sparsity(result: Result) -> Figure:
+    """Share of the units that can be left out, by layer."""
     figure, (ax,) = _panels(height=2.6)
     _bars(ax, result, {"sparsity": "can be left out"})
     ax.set_ylabel("% of the units")
@@ -346,6 +359,7 @@ def sparsity(result: Result) -> Figure:
 
 
 def rank(result: Result) -> Figure:
+    """Effective dimensions along the depth, and the spectra."""
     figure, (left, right) = _panels(2)
     names = {"components_90": "90 % components", "entropy_rank": "entropy rank"}
     names |= {"participation_ratio": "participation ratio", "stable_rank": "stable rank"}
@@ -365,6 +379,7 @@ def rank(result: Result) -> Figure:
 
 
 def quantisation(result: Result) -> Figure:
+    """Signal to noise of the output when one layer is rounded."""
     figure, (ax,) = _panels(height=3.0)
     names = [re.sub(r"^(.*\.)?blocks\.", "", str(v)) for v in result["layer"].values]
     places = np.arange(len(names))

@@ -63,7 +63,7 @@ def encode(values: Tensor, dtype: str) -> Encoded:
     magnitude / 127 and rounds to the nearest. A row of int8 with a NaN or an infinity cannot be kept: its scale is
     NaN, so that all of it reads as NaN.
     """
-    flat = values.reshape(len(values), -1)
+    flat = values.flatten(1)
     # One number for all: the sum is finite if every value is (a finite sum that overflows is looked at again).
     suspicious = not bool(torch.isfinite(flat.float().sum()))
     not_finite = int((~torch.isfinite(flat)).sum()) if suspicious else 0

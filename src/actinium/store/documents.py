@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import json
@@ -22,7 +23,7 @@ __all__ = ["Documents", "read_documents"]
 
 IMAGE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 TEXT_FILES = (".txt", ".md", ".text")
-TABLE_FILES = (".jsonl", ".ndjson", ".parquet")
+TABLE_FILES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 TEXT_COLUMNS = ("text", "content", "document", "sentence", "prompt")
 ID_COLUMNS = ("input_ids", "tokens", "token_ids")
 
@@ -50,8 +51,8 @@ def read_documents(data: Any, column: str | None = None) -> Documents:
     """Open any kind of data as a stream of documents.
 
     Args:
-        data: a text or texts; a file of text (a document per line, or per paragraph where blank lines part them),
-            JSONL, Parquet or .npy; a folder of images, or of text, JSONL and Parquet files; a `datasets.Dataset`
+        data: texts; a file of text (a document per line, or per paragraph where blank lines part them), JSONL, CSV,
+            Parquet or .npy; a folder of images, or of text and such tables; a `datasets.Dataset`
             or `IterableDataset`; lists of token ids; a tensor or array (integers (rows, pos) are token ids, floats
             (rows, …) what the module's forward takes); a `DataLoader` that does not shuffle, whose batches are
             tensors, texts or dicts with such a column.
@@ -88,21 +89,17 @@ def _from_path(data: str | os.PathLike[str], column: str | None) -> Documents:
     except (OSError, ValueError):  # a long text is no path
         there = False
     if not there:
-        if isinstance(data, str) and (any(c.isspace() for c in data.strip()) and "/" not in data[:2]):
-            return _from_list([data])
         raise InputError(f"no file or folder {str(data)!r}; for one text pass [text]")
     if path.is_file():
         return _from_files([path], path.name, column)
     found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    for endings in (IMAGE_FILES, (*TEXT_FILES, *TABLE_FILES)):
-        chosen = [p for p in found if p.suffix.lower() in endings]
-        if chosen:
-            return (_from_images if endings is IMAGE_FILES else _from_files_of)(chosen, path.name, column)
-    raise InputError(f"the folder {str(path)!r} holds no images, text, JSONL or Parquet files")
-
-
-def _from_files_of(paths: list[Path], name: str, column: str | None) -> Documents:
-    return _from_files(paths, name, column)
+    images = [p for p in found if p.suffix.lower() in IMAGE_FILES]
+    if images:
+        return _from_images(images, path.name)
+    chosen = [p for p in found if p.suffix.lower() in (*TEXT_FILES, *TABLE_FILES)]
+    if chosen:
+        return _from_files(chosen, path.name, column)
+    raise InputError(f"the folder {str(path)!r} holds no images, text, JSONL, CSV or Parquet files")
 
 
 def _identity(paths: list[Path]) -> str:
@@ -119,7 +116,7 @@ def _identity(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def _from_images(paths: list[Path], name: str, column: str | None) -> Documents:
+def _from_images(paths: list[Path], name: str) -> Documents:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError:
@@ -159,8 +156,10 @@ def _reader(path: Path, column: str | None) -> Callable[[], Iterator[Any]]:
         return lambda: _parquet(path, column)
     if ending in (".jsonl", ".ndjson"):
         return lambda: _jsonl(path, column)
+    if ending in (".csv", ".tsv"):
+        return lambda: _csv(path, column, "\t" if ending == ".tsv" else ",")
     if ending in (".npz", ".pt", ".pth", ".pkl", ".bin", ".safetensors", ".zip", ".gz"):
-        raise InputError(f"cannot read documents from {path.name!r}; pass text, JSONL, Parquet or .npy")
+        raise InputError(f"cannot read documents from {path.name!r}; pass text, JSONL, CSV, Parquet or .npy")
     return lambda: _text(path)
 
 
@@ -217,6 +216,16 @@ def _jsonl(path: Path, column: str | None) -> Iterator[Any]:
             if chosen not in row:
                 raise InputError(f"{path.name}, line {number}: {unknown('column', chosen, row)}")
             yield _checked(row[chosen], f"{path.name}, line {number}")
+
+
+def _csv(path: Path, column: str | None, delimiter: str) -> Iterator[Any]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, delimiter=delimiter)
+        for number, row in enumerate(rows, 1):
+            chosen = column or _column(row, path.name)
+            if row.get(chosen) is None:
+                raise InputError(f"{path.name}, row {number}: {unknown('column', chosen, [c for c in row if c])}")
+            yield _checked(row[chosen], f"{path.name}, row {number}")
 
 
 def _parquet(path: Path, column: str | None) -> Iterator[Any]:

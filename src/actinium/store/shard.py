@@ -146,7 +146,11 @@ class MappedShard:
         data = memoryview(self.map)[begin:]
         self.values, self.scales = split(data, site, rows)
         width = int(np.prod(site.shape)) * TORCH[site.dtype].itemsize
-        self.raw = np.frombuffer(data, np.uint8, rows * width).reshape(rows, width)
+        self.raw = (
+            np.frombuffer(data[: rows * width], np.uint8).reshape(rows, width)
+            if rows
+            else np.empty((0, width), np.uint8)
+        )
 
     def announce(self, start: int, stop: int) -> None:
         """Say that rows will be read soon, so that the disk can work on many at a time."""
