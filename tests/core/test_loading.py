@@ -284,7 +284,7 @@ def test_a_device_map_is_passed_on_to_transformers(tmp_path):
     text = "Ann lives in"
     site = "blocks.2.resid_post"
     assert torch.equal(spread.record(text, site)[site], plain.record(text, site)[site])
-    with pytest.raises(LoadError, match="cannot load the weights.*nowhere"):
+    with pytest.raises(LoadError, match=r"cannot load the weights.*nowhere"):
         ac.load(tmp_path, device_map={"": "nowhere"})
 
 

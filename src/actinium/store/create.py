@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
+from actinium import __version__
 from actinium.core.errors import ActiniumWarning, InputError, StoreError
 from actinium.core.loading import load
 from actinium.core.model import Model
@@ -211,7 +212,7 @@ def _origin(model: Model, documents: Documents) -> Origin:
         model={"name": model.name, "fingerprint": model.fingerprint(), "dtype": str(model.dtype)},
         tokenizer=tokenizer_fingerprint(model.tokenizer) if has_tokenizer else None,
         data={"kind": documents.kind, "name": documents.name, "fingerprint": documents.fingerprint},
-        versions={name: version(name) for name in ("actinium", "torch", "transformers")},
+        versions={"actinium": __version__} | {name: version(name) for name in ("torch", "transformers")},
     )
 
 
