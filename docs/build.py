@@ -17,7 +17,7 @@ import actinium
 from actinium.papers import Evidence, Paper, catalogue, registry, reproduce
 
 DOCS = Path(__file__).parent
-ROOMS = ("core", "world", "measure", "circuits", "report", "papers")
+ROOMS = ("core", "store", "world", "measure", "circuits", "report", "papers")
 
 
 def main() -> None:

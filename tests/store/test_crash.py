@@ -146,3 +146,32 @@ def test_the_place_of_a_dead_writer_is_taken(lm, texts, tmp_path):
     fsspec.filesystem("memory").pipe_file(f"/{tmp_path.name}/dead/{lock.NAME}", json.dumps(gone).encode())
     store = ac.store.create(where, lm, texts[:5], SITE, **OPTIONS)
     assert store.complete
+
+
+def test_many_writers_at_once_make_one_store(tmp_path):
+    """Whoever comes second is refused or finds the store; nobody empties what another has begun."""
+    script = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "import actinium as ac\n"
+        "model, texts = ac.load('world:lm'), ac.world.heldout_text('lm')[:40]\n"
+        "sys.stdin.readline()\n"
+        "try:\n"
+        f"    print(len(ac.store.create(sys.argv[1], model, texts, {SITE!r}, **{OPTIONS!r})))\n"
+        "except ac.errors.StoreError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", script, tmp_path / "s"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    writers = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    said = []
+    for writer in writers:
+        writer.stdin.write("go\n")
+        writer.stdin.flush()
+    for writer in writers:
+        said.append(writer.communicate(timeout=120)[0].strip())
+        assert writer.returncode == 0
+    store = ac.store.open(tmp_path / "s")
+    assert store.complete
+    assert store.verify() == []
+    assert all(one == str(len(store)) or "is being written by" in one for one in said)
+    assert str(len(store)) in said

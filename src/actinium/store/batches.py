@@ -21,7 +21,7 @@ from actinium.store.selection import Selection
 __all__ = ["Batches", "order"]
 
 BLOCK, BUFFER = 64, 1 << 16
-POOL = 1 << 29  # most bytes of the rows that are mixed, where the number of rows is not asked for
+POOL = 1 << 28  # most bytes of the rows that are mixed, where the number of rows is not asked for
 
 
 def order(selection: Selection, size: int, seed: int, epoch: int, shuffle: bool) -> Iterator[Rows]:

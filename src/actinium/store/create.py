@@ -108,8 +108,10 @@ def create(
         if existing.complete:
             return Store(address)
     with writing(address) as alive:
-        if existing is not None:
-            manifest = Manifest.load(address)  # another writer may have gone on meanwhile
+        if address.exists("manifest.json"):
+            begun = Manifest.load(address)  # another writer may have begun or gone on meanwhile
+            _same(begun, manifest, address)
+            manifest = begun
         else:
             _room(address, manifest, documents)
             if manifest.tokenizer is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from actinium.core.errors import StoreError
 from actinium.store.address import Address, explained
@@ -41,19 +43,8 @@ def _who() -> dict[str, str | float]:
 
 
 def _local(folder: Path) -> Iterator[Callable[[], None]]:
-    import fcntl
-
-    with explained(f"write to {folder}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / NAME).open("a+")
+    file = _locked(folder)
     try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StoreError(_busy(folder, file.read())) from None
-        except OSError:  # a network folder without locks
-            pass
         file.seek(0)
         file.truncate()
         file.write(json.dumps(_who()))
@@ -61,6 +52,29 @@ def _local(folder: Path) -> Iterator[Callable[[], None]]:
         yield lambda: None
         (folder / NAME).unlink(missing_ok=True)
     finally:
+        file.close()
+
+
+def _locked(folder: Path) -> TextIO:
+    """The lock file, locked."""
+    import fcntl
+
+    while True:
+        with explained(f"write to {folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / NAME).open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with file:
+                file.seek(0)
+                raise StoreError(_busy(folder, file.read())) from None
+        except OSError:
+            return file  # a network folder without locks
+        # A writer that has just finished has removed the file that was opened here: others would lock a new one.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), (folder / NAME).stat()):
+                return file
         file.close()
 
 

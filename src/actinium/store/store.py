@@ -166,7 +166,7 @@ class Store:
             device, dtype: where and as what to give the values; the store's type by default (float32 for int8).
             workers: threads that read ahead; 0 reads when a batch is asked for.
             with_rows: give (rows, values), with the number of each row in the whole store.
-            block, buffer: see `shuffle`; a buffer of 65,536 rows by default, or of half a gigabyte if that is less.
+            block, buffer: see `shuffle`; a buffer of 65,536 rows by default, or of a quarter of a gigabyte if less.
 
         Returns:
             An iterable with `len`, `state_dict` and `load_state_dict`.
