@@ -1,7 +1,7 @@
 """Reading and making stores: beside a plain sequential read, other libraries' buffers, and a plain forward pass.
 
-The peers, `sae-lens` and `dictionary-learning`, need an older nnsight than the other benchmarks: give them an environment
-of their own.
+The peers, `sae-lens` and `dictionary-learning`, need an older nnsight than the other benchmarks: give them an
+environment of their own.
 """
 
 from __future__ import annotations
