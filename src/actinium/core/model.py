@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,7 +203,7 @@ class Model:
                 for found in select(name, self._module_names(prefix)):
                     out[found, call] = (*self._module_site(found), call)
                 continue
-            for found in select(name, self.anatomy.sites, self.n_layers, self._absent(name)):
+            for found in select(name, self.anatomy.sites, self.n_layers, partial(self._absent, name)):
                 out[found, call] = (self.anatomy.sites[found], self.anatomy.taps[found], call)
         return list(out.values())
 

@@ -9,7 +9,7 @@ of any module, ``module_in:PATH`` its input, and ``#k`` at the end one call of i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from actinium.core.errors import SiteError, unknown
@@ -145,14 +145,16 @@ def _from_the_end(pattern: str, n_layers: int) -> str:
     )
 
 
-def select(at: str | Sequence[str], names: Iterable[str], n_layers: int = 0, absent: str = "") -> list[str]:
+def select(
+    at: str | Sequence[str], names: Iterable[str], n_layers: int = 0, absent: Callable[[], str] = str
+) -> list[str]:
     """The names that the patterns mean, without repeats, in the order of `names` for each pattern.
 
     Args:
         at: one name or pattern, or several.
         names: every name that exists.
         n_layers: number of blocks, for negative layer numbers.
-        absent: a sentence about what this model has, added to the error.
+        absent: gives a sentence about what this model has, added to the error.
     Raises:
         SiteError: if a name or pattern matches nothing; it offers the nearest names.
     """
@@ -170,8 +172,9 @@ def select(at: str | Sequence[str], names: Iterable[str], n_layers: int = 0, abs
         if wanted in known:
             chosen[wanted] = None
             continue
-        hits = [n for n in names if translate(wanted).fullmatch(n)] if is_pattern(wanted) else []
+        matches = translate(wanted).fullmatch if is_pattern(wanted) else None
+        hits = [n for n in names if matches(n)] if matches is not None else []
         if not hits:
-            raise SiteError(unknown("site", pattern, names) + (f" {absent}" if absent else ""))
+            raise SiteError(f"{unknown('site', pattern, names)} {absent()}".rstrip())
         chosen.update(dict.fromkeys(hits))
     return list(chosen)

@@ -99,12 +99,15 @@ def as_rows(value: Tensor, dims: tuple[str, ...], keep: Tensor | None, name: str
 
     Raises:
         SiteError: the site's size depends on the length of the text (patterns and scores).
+        InputError: it holds no floating-point numbers.
     """
     if {"query", "key", "key_pos"} & set(dims) or not dims or dims[0] != "batch":
         raise SiteError(
             f"{name} has the dimensions {', '.join(dims)}: what it holds for a token depends on the length of the "
             "text, so it has no rows of one size; record it with model.record"
         )
+    if not value.is_floating_point():
+        raise InputError(f"{name} holds {value.dtype}, not floating-point numbers")
     if dims == ("batch", "channel", "height", "width"):
         return value.permute(0, 2, 3, 1).flatten(0, 2), ["channel"]
     if len(dims) > 2 and (dims[1] == "pos" or keep is not None):
@@ -120,8 +123,6 @@ def as_rows(value: Tensor, dims: tuple[str, ...], keep: Tensor | None, name: str
         raise SiteError(f"{name} has the dimensions {', '.join(dims)}: none of them is that of the tokens")
     if value.ndim == 1:
         value, dims = value[:, None], (*dims, "feature")
-    if not value.is_floating_point():
-        raise InputError(f"{name} holds {value.dtype}, not floating-point numbers")
     return value, list(dims[1:])
 
 
