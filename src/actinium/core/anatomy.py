@@ -68,6 +68,8 @@ class Anatomy:
 
     def absent(self, name: str) -> str:
         """A sentence that says what this architecture has in place of a standard site it lacks, or nothing."""
+        if not self.sites:
+            return "This module has no standard sites; address its modules as 'module:<path>'."
         parts = list(dict.fromkeys(s.part for s in self.sites.values() if s.layer is not None))
         wanted = name.rpartition("blocks.")[2].partition(".")[2]
         if not parts or not wanted or wanted in parts:

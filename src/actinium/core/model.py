@@ -203,14 +203,9 @@ class Model:
                 for found in select(name, self._module_names(prefix)):
                     out[found, call] = (*self._module_site(found), call)
                 continue
-            for found in select(name, self.anatomy.sites, self.n_layers, partial(self._absent, name)):
+            for found in select(name, self.anatomy.sites, self.n_layers, partial(self.anatomy.absent, name)):
                 out[found, call] = (self.anatomy.sites[found], self.anatomy.taps[found], call)
         return list(out.values())
-
-    def _absent(self, name: str) -> str:
-        if not self.anatomy.sites:
-            return "This module has no standard sites; address its modules as 'module:<path>'."
-        return self.anatomy.absent(name)
 
     def _module_names(self, prefix: str) -> list[str]:
         return [prefix + path for path, _ in self.module.named_modules() if path]

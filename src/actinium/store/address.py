@@ -69,7 +69,9 @@ class Address:
         try:
             self._fs, self._root = fsspec.core.url_to_fs(self.text, **self.options)
         except ImportError as error:
-            raise MissingExtraError(str(error).split(" ")[-1], "remote") from error
+            raise MissingExtraError(
+                f"the package for {self.text.partition(':')[0]} addresses ({error})", "s3"
+            ) from error
         except ValueError as error:
             raise InputError(f"cannot read the address {self.text!r}: {error}") from None
         if "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)):
@@ -105,13 +107,6 @@ class Address:
             self._fs.invalidate_cache()
             found = self._fs.ls(self._root, detail=False) if self._fs.exists(self._root) else []
             return [path.rstrip("/").rsplit("/", 1)[-1] for path in found]
-
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        with explained(f"look at {self.text}/{name}"):
-            if self.local is not None:
-                return (self.local / name).stat().st_size
-            return int(self._fs.size(self._name(name)))
 
     def read(self, name: str) -> bytes:
         """The whole file."""

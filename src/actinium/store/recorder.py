@@ -16,8 +16,6 @@ from actinium.store.windows import Block, Special
 
 __all__ = ["Recorder", "as_rows"]
 
-ROW = ("batch", "pos")
-
 
 class Recorder:
     """Runs a model over windows.
@@ -40,7 +38,7 @@ class Recorder:
             SiteError: a site has no rows, or the sites do not have the same rows.
             InputError: the model cannot read the windows.
         """
-        values, keep = self._pass(block, 0, 1)
+        values, keep = self._pass(block, self._keep(block), 0, 1)
         found, sites, counts = [], [], {}
         for name, (value, dims) in values.items():
             rows, names = as_rows(value, dims, keep, name)
@@ -55,30 +53,33 @@ class Recorder:
 
     def rows(self, block: Block) -> int:
         """Rows that a block will give (for images and arrays, once `trial` has told how many each has)."""
-        if block.ids is None:
-            return self.per_window * block.windows
-        return int(block.kept(self.special, self.layout.exclude_special).sum())
+        keep = self._keep(block)
+        return self.per_window * block.windows if keep is None else int(keep.sum())
+
+    def _keep(self, block: Block) -> Tensor | None:
+        return None if block.ids is None else block.kept(self.special, self.layout.exclude_special)
 
     def batches(self, block: Block) -> Iterator[list[Tensor]]:
         """The rows of each pass over a block, for each site: tensors (rows, …) on the CPU.
 
         A pass ends with its block, so that a block gives the same numbers whatever ran before it.
         """
+        whole = self._keep(block)
         for start in range(0, block.windows, self.layout.batch_size):
-            values, keep = self._pass(block, start, start + self.layout.batch_size)
+            values, keep = self._pass(block, whole, start, start + self.layout.batch_size)
             out = [as_rows(value, dims, keep, name)[0] for name, (value, dims) in values.items()]
             yield [_to_host(rows) for rows in out]
 
     def _pass(
-        self, block: Block, start: int, stop: int
+        self, block: Block, whole: Tensor | None, start: int, stop: int
     ) -> tuple[dict[str, tuple[Tensor, tuple[str, ...]]], Tensor | None]:
-        if block.ids is not None and block.mask is not None:
+        if block.ids is not None and block.mask is not None and whole is not None:
             mask = block.mask[start:stop]
             # Only the last window can be shorter when they are packed; padding alone is not computed.
             width = int(mask.sum(1).max())
             mask = mask[:, :width]
             inputs: Any = Tokens(block.ids[start:stop, :width], mask, torch.arange(len(mask)))
-            keep = block.kept(self.special, self.layout.exclude_special)[start:stop, :width]
+            keep = whole[start:stop, :width]
         else:
             items = block.items[start:stop]
             inputs, keep = (torch.stack(items) if isinstance(items[0], Tensor) else items), None
