@@ -1,4 +1,4 @@
-from . import circuits, core, measure, papers, report, store, world
+from . import applications, circuits, compare, core, guard, measure, papers, report, store, world
 from .core import edits, errors, metrics, reducers
 from .core.loading import load
 from .core.model import Model
@@ -15,10 +15,13 @@ __all__ = [
     "Site",
     "Store",
     "Task",
+    "applications",
     "circuits",
+    "compare",
     "core",
     "edits",
     "errors",
+    "guard",
     "load",
     "measure",
     "metrics",

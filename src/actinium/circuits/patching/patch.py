@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from actinium.circuits.corruption import GaussianNoise
-from actinium.circuits.effects import Effects
-from actinium.circuits.nodes import node_sets
-from actinium.circuits.sweep import Sweep, result_of
+from actinium.circuits.patching.corruption import GaussianNoise
+from actinium.circuits.patching.effects import Effects
+from actinium.circuits.patching.nodes import node_sets
+from actinium.circuits.patching.sweep import Sweep, result_of
 from actinium.core.model import Model
 from actinium.core.task import Task
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actinium.circuits.atp_star import Star
-from actinium.circuits.contrast import Contrast, sign_of
-from actinium.circuits.corruption import GaussianNoise
-from actinium.circuits.effects import Effects, Runs
-from actinium.circuits.nodes import Node, NodeSets, node_sets
-from actinium.circuits.sweep import Edits, RunPair, Sweep, averaged, result_of
+from actinium.circuits.patching.atp_star import Star
+from actinium.circuits.patching.contrast import Contrast, sign_of
+from actinium.circuits.patching.corruption import GaussianNoise
+from actinium.circuits.patching.effects import Effects, Runs
+from actinium.circuits.patching.nodes import Node, NodeSets, node_sets
+from actinium.circuits.patching.sweep import Edits, RunPair, Sweep, averaged, result_of
 from actinium.core.edits import Add, Edit, Replace, Where
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.model import Model

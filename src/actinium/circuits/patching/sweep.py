@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from actinium.circuits.contrast import (
+from actinium.circuits.patching.contrast import (
     Contrast,
     Metric,
     Scorer,
@@ -20,9 +20,9 @@ from actinium.circuits.contrast import (
     sign_of,
     warn_if_failing,
 )
-from actinium.circuits.corruption import GaussianNoise
-from actinium.circuits.effects import Effects, Runs, effect_of, mean_over
-from actinium.circuits.nodes import Node, NodeSets
+from actinium.circuits.patching.corruption import GaussianNoise
+from actinium.circuits.patching.effects import Effects, Runs, effect_of, mean_over
+from actinium.circuits.patching.nodes import Node, NodeSets
 from actinium.core.edits import Edit, Mean, Replace, Where, Zero
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.inputs import Tokens

@@ -9,7 +9,7 @@ from toys import Coincidence, Gate, Parallel, Suppressed, gate_task, linear_task
 
 import architectures
 from actinium.circuits import Node, detect, patch
-from actinium.circuits.effects import Effects, Runs, effect_of
+from actinium.circuits.patching.effects import Effects, Runs, effect_of
 from actinium.core import edits
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actinium.circuits.corruption import GaussianNoise, corrupt_gaussian, embedded, with_embeddings
+from actinium.circuits.patching.corruption import GaussianNoise, corrupt_gaussian, embedded, with_embeddings
 from actinium.core.errors import ActiniumWarning, InputError
 from actinium.core.inputs import Tokens
 from actinium.core.metrics import get_metric

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actinium.circuits.sweep import RunPair, source_edit
+from actinium.circuits.patching.sweep import RunPair, source_edit
 from actinium.core.edits import Edit, Fn
 from actinium.core.errors import InputError
 from actinium.core.model import Model

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from actinium.circuits.contrast import Contrast
-from actinium.circuits.corruption import GaussianNoise
-from actinium.circuits.effects import Effects, Runs
-from actinium.circuits.nodes import Node, NodeSets, named_sets, node_sets
-from actinium.circuits.sweep import Edits, RunPair, Sweep, averaged, result_of, source_edit
+from actinium.circuits.patching.contrast import Contrast
+from actinium.circuits.patching.corruption import GaussianNoise
+from actinium.circuits.patching.effects import Effects, Runs
+from actinium.circuits.patching.nodes import Node, NodeSets, named_sets, node_sets
+from actinium.circuits.patching.sweep import Edits, RunPair, Sweep, averaged, result_of, source_edit
 from actinium.core.edits import Edit
 from actinium.core.errors import InputError
 from actinium.core.model import Model

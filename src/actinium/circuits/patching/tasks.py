@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from actinium.circuits.contrast import DOES_THE_TASK, answer_share, last_logits
-from actinium.circuits.repetition import repeated_names, repeated_tokens
+from actinium.circuits.patching.contrast import DOES_THE_TASK, answer_share, last_logits
+from actinium.circuits.patching.repetition import repeated_names, repeated_tokens
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model

@@ -11,7 +11,7 @@ from toys import Parallel, linear_task, random_task
 
 import architectures
 from actinium.circuits import GaussianNoise, corrupt_gaussian, corrupt_tokens, patch
-from actinium.circuits.corruption import embedded, with_embeddings
+from actinium.circuits.patching.corruption import embedded, with_embeddings
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model

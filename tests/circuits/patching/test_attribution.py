@@ -9,7 +9,7 @@ from toys import Parallel, linear_task, random_task
 
 import architectures
 from actinium.circuits import attribution_patch, patch
-from actinium.circuits.atp_star import key_scores, query_scores
+from actinium.circuits.patching.atp_star import key_scores, query_scores
 from actinium.core import edits
 from actinium.core.errors import InputError, UnknownNameError
 from actinium.core.model import Model

@@ -11,7 +11,7 @@ from toys import Parallel, linear_task, random_task
 
 import architectures
 from actinium.circuits import patch, patch_window
-from actinium.circuits.windows import window_layers
+from actinium.circuits.patching.windows import window_layers
 from actinium.core import edits
 from actinium.core.errors import InputError, UnknownNameError
 from actinium.core.model import Model

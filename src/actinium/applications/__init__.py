@@ -1,0 +1,8 @@
+"""How activation analysis is used in a field."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={},
+)

@@ -1,0 +1,1 @@
+"""Where facts are kept, and editing them in the weights."""
