@@ -18,7 +18,7 @@ from benchmarks.paired import Goal, Ratio, Row, agree, interleave
 from benchmarks.peers import Lens, lenses
 from benchmarks.settings import Settings, gpt2, tokens
 
-__all__ = ["rows"]
+__all__ = ["difference", "mean_difference", "random_pairs", "rows"]
 
 OURS, PLAIN, PRODUCT = "actinium", "one edited forward pass for each patch", "matrix product"
 
@@ -39,10 +39,10 @@ def _rows(
     length = 6 if settings.tiny else 16
     shape = Shape.of(module.config, length, batch)
     model = ac.Model(module)
-    task = _task(model, batch, length)
+    task = random_pairs(model, batch, length)
     runs: dict[str, Callable[[], object]] = {OURS: partial(_ours, model, task), PLAIN: partial(_plain, model, task)}
     for lens in found:
-        runs[lens.name] = partial(lens.sweep, task.clean_ids, task.corrupt_ids, partial(_mean_difference, task))
+        runs[lens.name] = partial(lens.sweep, task.clean_ids, task.corrupt_ids, partial(mean_difference, task))
     _check(model, task, found, runs)
     product, operations = _product(module.config.n_embd, 1 if settings.tiny else 8)
     times = interleave({**runs, PRODUCT: product}, settings.repeats(rounds), settings.clock, f"patching, batch {batch}")
@@ -68,7 +68,7 @@ def _rows(
     return table
 
 
-def _task(model: ac.Model, batch: int, length: int) -> ac.Task:
+def random_pairs(model: ac.Model, batch: int, length: int) -> ac.Task:
     """Random prompts that differ at every position, so that no patch can be left out."""
     clean = tokens(model.module, batch, length)
     corrupt = clean % (model.config.vocab_size - 1) + 1
@@ -91,15 +91,15 @@ def _task(model: ac.Model, batch: int, length: int) -> ac.Task:
     )
 
 
-def _difference(task: ac.Task, logits: Tensor) -> Tensor:
+def difference(task: ac.Task, logits: Tensor) -> Tensor:
     """Answer minus wrong answer, of logits (..., batch, d_vocab)."""
     rows = torch.arange(len(task))
     return logits[..., rows, task.answer_ids] - logits[..., rows, task.wrong_ids]
 
 
-def _mean_difference(task: ac.Task, logits: Tensor) -> Tensor:
+def mean_difference(task: ac.Task, logits: Tensor) -> Tensor:
     """Mean over rows at the last position of logits (batch, pos, d_vocab)."""
-    return _difference(task, logits[:, -1]).mean()
+    return difference(task, logits[:, -1]).mean()
 
 
 def _ours(model: ac.Model, task: ac.Task) -> Tensor:
@@ -114,7 +114,7 @@ def _plain(model: ac.Model, task: ac.Task) -> Tensor:
     variants = [{site: ac.edits.Replace(clean[site]).at(positions=p)} for site in clean.sites for p in range(length)]
     inputs = Tokens(task.corrupt_ids, task.mask, torch.arange(len(task)))
     logits = replay.plain(model, inputs, variants)
-    return _difference(task, logits).mean(-1).view(-1, length)
+    return difference(task, logits).mean(-1).view(-1, length)
 
 
 def _check(model: ac.Model, task: ac.Task, found: list[Lens], runs: dict[str, Callable[[], object]]) -> None:

@@ -56,10 +56,17 @@ class Lens:
 
     def sweep(self, clean: Tensor, corrupt: Tensor, metric: Callable[[Tensor], Tensor]) -> Tensor:
         """The metric (layer, pos) with each position of each resid_pre patched from the clean run."""
+        return self._sweep("hook_resid_pre", "get_act_patch_resid_pre", clean, corrupt, metric)
+
+    def sweep_heads(self, clean: Tensor, corrupt: Tensor, metric: Callable[[Tensor], Tensor]) -> Tensor:
+        """The metric (layer, head) with each head's z patched from the clean run at all positions."""
+        return self._sweep("hook_z", "get_act_patch_attn_head_out_all_pos", clean, corrupt, metric)
+
+    def _sweep(self, hook: str, function: str, clean: Tensor, corrupt: Tensor, metric: Any) -> Tensor:
         patching = importlib.import_module("transformer_lens.patching")
         with torch.no_grad():
-            _, cache = self.model.run_with_cache(clean, names_filter=lambda name: name.endswith("hook_resid_pre"))
-            effects: Tensor = patching.get_act_patch_resid_pre(self.model, corrupt, cache, metric)
+            _, cache = self.model.run_with_cache(clean, names_filter=lambda name: name.endswith(hook))
+            effects: Tensor = getattr(patching, function)(self.model, corrupt, cache, metric)
         return effects
 
 

@@ -11,7 +11,7 @@ from benchmarks.paired import Disagreement, Ratio, Row
 from benchmarks.settings import Settings, gpt2, tokens
 
 from benchmarks import __main__ as everything
-from benchmarks import edit_generate, import_time, patching, peers, record, store
+from benchmarks import edit_generate, heads, import_time, patching, peers, record, store
 
 pytestmark = pytest.mark.usefixtures("no_peers")
 TINY = Settings(tiny=True, rounds=1)
@@ -47,17 +47,23 @@ def test_patching_is_compared_without_peers():
     assert patching.PLAIN in {row.peer for row in measured(rows)}
 
 
+def test_sweeps_over_heads_are_compared_without_peers():
+    rows = heads.rows(TINY)
+    assert [row.peer for row in rows if row.goal] == [heads.ABSENT] * 2
+    assert {row.peer for row in measured(rows)} == {patching.PLAIN}
+
+
 def test_sweeps_whose_values_differ_are_refused():
     module = gpt2(tiny=True)
     model = patching.ac.Model(module)
-    task = patching._task(model, 2, 5)
+    task = patching.random_pairs(model, 2, 5)
     ours = patching._ours(model, task)
     with pytest.raises(Disagreement, match="of another task"):
         patching._check(model, task, [], {patching.OURS: lambda: ours, "of another task": lambda: ours.roll(1, dims=1)})
 
 
 def test_every_position_of_the_prompts_differs():
-    task = patching._task(patching.ac.Model(gpt2(tiny=True)), 3, 6)
+    task = patching.random_pairs(patching.ac.Model(gpt2(tiny=True)), 3, 6)
     assert bool((task.clean_ids != task.corrupt_ids).all())
 
 

@@ -44,11 +44,11 @@ def tiny_gpt2(tmp_path_factory):
 def test_help_names_every_command(invoke):
     done = invoke("--help")
     assert done.exit_code == 0
-    for command in ("scan", "sites", "papers", "reproduce", "world"):
+    for command in ("scan", "sites", "patch", "papers", "reproduce", "world"):
         assert command in done.output
 
 
-@pytest.mark.parametrize("command", ["scan", "sites", "papers", "reproduce", "world"])
+@pytest.mark.parametrize("command", ["scan", "sites", "patch", "papers", "reproduce", "world"])
 def test_every_command_has_help(invoke, command):
     done = invoke(command, "--help")
     assert done.exit_code == 0

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from actinium import __version__
-from actinium.cli import papers, record, scan, sites, world
+from actinium.cli import papers, patch, record, scan, sites, world
 from actinium.core.errors import ActiniumError, ActiniumWarning
 
 __all__ = ["app", "main"]
@@ -91,6 +91,7 @@ app.command("scan")(scan.scan)
 app.command("sites")(sites.sites)
 app.command("record")(record.record)
 app.add_typer(record.app, name="store")
+app.command("patch")(patch.patch)
 app.command("papers")(papers.papers)
 app.command("reproduce")(papers.reproduce)
 app.add_typer(world.app, name="world")

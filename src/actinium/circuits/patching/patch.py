@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def patch(
     seed: int = 0,
     batch_size: int | None = None,
     progress: bool = False,
+    resume: str | os.PathLike[str] | None = None,
 ) -> Effects:
     """Effect of patching each node of a grid, or each of several named sets of nodes.
 
@@ -68,6 +70,7 @@ def patch(
         seed: of noise and resampling.
         batch_size: rows run at a time, by default all.
         progress: show a progress bar.
+        resume: a file (safetensors) that keeps the finished patches; the same call goes on from it.
 
     Returns:
         Effects: `effect` over ("layer" | "part", "layer" | "site" | "set") and what is swept. Normalised it is 0 where
@@ -79,10 +82,12 @@ def patch(
             restored is a zero or a mean; a choice is outside the site.
         SiteError: a site does not exist or lacks what is swept.
         UnknownNameError: `over`, `mode`, `ablation` or `metric` is not one of the names.
+        Interrupted: stopped by Ctrl-C; `partial` holds the effects found until then.
 
     Source: Heimersheim and Nanda, 2024; Zhang and Nanda, 2023, section 2.
     """
-    sweep = Sweep(model, task, mode, ablation, metric, reference, per_position, seed, batch_size, progress)
+    sweep = Sweep(model, task, mode, ablation, metric, reference, per_position, seed, batch_size, progress, resume)
     nodes = node_sets(model, task, at, over, positions, heads, units)
     runs = sweep.run(nodes)
-    return result_of(sweep, nodes, runs, "patch", normalise, by_row, "activation-patching-guide", at=at, over=over)
+    effects = result_of(sweep, nodes, runs, "patch", normalise, by_row, "activation-patching-guide", at=at, over=over)
+    return sweep.finish(effects)

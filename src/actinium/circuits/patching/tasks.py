@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from actinium.core.model import Model
 from actinium.core.task import Task
 from actinium.world import tasks
 
-__all__ = ["suitable_tasks"]
+__all__ = ["named_task", "suitable_tasks"]
 
 WORLD: dict[str, Callable[..., Task]] = {
     "ioi": tasks.ioi,
@@ -28,6 +29,27 @@ WORLD: dict[str, Callable[..., Task]] = {
     "refusal": tasks.refusal,
 }
 REPETITION: dict[str, Callable[..., Task]] = {"repeated_names": repeated_names, "repeated_tokens": repeated_tokens}
+
+
+def named_task(model: Model, name: str, n: int = 64, seed: int = 0) -> Task:
+    """A task by its name, or of a file.
+
+    Args:
+        model: a causal language model with a tokenizer.
+        name: one of `actinium.world.tasks` or of repetition, or the path of a JSONL or CSV file (see `Task.from_file`).
+        n: rows; of a file the first ones.
+        seed: of the draw.
+
+    Raises:
+        UnknownNameError: it is neither a task nor a file.
+        InputError: the tokenizer does not fit, or the file is malformed.
+    """
+    known = {**WORLD, **REPETITION}
+    if name in known:
+        return known[name](model, n=n, seed=seed)
+    if not Path(name).is_file():
+        raise UnknownNameError(f"{unknown('task', name, known)} (nor is it a file of prompt pairs)")
+    return Task.from_file(model.tokenizer, name)[:n]
 
 
 def suitable_tasks(

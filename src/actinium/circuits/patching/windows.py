@@ -114,7 +114,7 @@ def patch_window(
     found = result_of(
         sweep, whole, runs, "patch_window", normalise, False, "patching-best-practices", at=at, over=over, even=even
     )
-    return _arranged(found, grids, wanted)
+    return sweep.finish(_arranged(found, grids, wanted))
 
 
 def _joined(sets: list[list[Node]], layers: list[int], place: int, each: int) -> list[Node]:
