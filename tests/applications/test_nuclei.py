@@ -167,12 +167,12 @@ def test_regressor_learns_a_sum_and_masks_what_is_not_known(tmp_path):
     np.testing.assert_array_equal(made.predict(ids), again.predict(ids))
     np.testing.assert_allclose(made.read(made.penultimate(ids)), made.predict(ids))
     assert made.embedding(0).shape == (12, 16)
-    read = EmbeddingRegressor.load(made.save(tmp_path / "net"))
+    read = EmbeddingRegressor.load(made.save(tmp_path / "new" / "net.safetensors"))
     np.testing.assert_array_equal(read.predict(ids), made.predict(ids))
     assert read.get_params()["hidden"] == 16
-    (tmp_path / "net" / "regressor.json").write_text("{}")
-    with pytest.raises(LoadError, match="no regressor"):
-        EmbeddingRegressor.load(tmp_path / "net")
+    (tmp_path / "net.safetensors").write_bytes(b"broken")
+    with pytest.raises(LoadError, match="cannot read the regressor"):
+        EmbeddingRegressor.load(tmp_path / "net.safetensors")
 
 
 def test_what_the_regressor_cannot_learn_is_refused():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,10 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError, LoadError
+from actinium.core.fitted import read_fitted, write_fitted
 
 __all__ = ["EmbeddingRegressor"]
-
-FORMAT = 1
 
 
 class _Residual(nn.Module):
@@ -220,41 +218,29 @@ class EmbeddingRegressor:
         error = self.predict(ids).reshape(wanted.shape) - wanted
         return float(1 - np.nansum(error**2) / np.nansum((wanted - np.nanmean(wanted, 0)) ** 2))
 
-    def save(self, folder: str | Path) -> Path:
-        """Write `regressor.safetensors` and `regressor.json` into a folder."""
-        from safetensors.torch import save_file
-
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        state = {f"network.{k}": v.contiguous() for k, v in self._fitted().state_dict().items()}
+    def save(self, path: str | Path) -> Path:
+        """Write settings and fitted values to one safetensors file."""
+        state = {f"network.{k}": v for k, v in self._fitted().state_dict().items()}
         state |= {"low": self.low_, "high": self.high_, **{f"seen.{i}": s for i, s in enumerate(self.seen_)}}
-        save_file(state, folder / "regressor.safetensors")
         settings = self.get_params() | {"vocab_sizes": [int(n) for n in self.vocab_sizes]}
-        about = {"format": FORMAT, "settings": settings, "loss": self.loss_}
-        (folder / "regressor.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-        return folder
+        return write_fitted(path, "regressor", state, settings, loss=self.loss_)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
-            LoadError: a file is missing or damaged.
+            LoadError: the file is missing, damaged, or holds something else.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        folder = Path(folder)
+        about, state = read_fitted(path, "regressor")
         try:
-            about = json.loads((folder / "regressor.json").read_text(encoding="utf-8"))
-            state = load_file(folder / "regressor.safetensors")
             out = cls(**about["settings"])
             out.network_ = _Network(out.vocab_sizes, out.n_outputs, out.hidden, out.depth, out.init_std).eval()
             out.network_.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("network.")})
             out.low_, out.high_, out.loss_ = state["low"], state["high"], float(about["loss"])
             out.seen_ = [state[f"seen.{i}"] for i in range(len(out.vocab_sizes))]
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise LoadError(f"{folder} holds no regressor that can be read: {error}") from None
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise LoadError(f"the regressor in {path} is damaged: {error}") from None
         return out
 
 

@@ -259,6 +259,8 @@ def _heatmap(ax: Any, array: xr.DataArray, hints: dict[str, Any]) -> None:
         places, names = _ticks(array, dim)
         if names is not None or not np.array_equal(places, np.arange(len(places))):
             _name_ticks(axis, names or [f"{v:g}" for v in places])
+            if axis is ax.xaxis and names is not None and len(names) > 4 and max(map(len, names)) > 4:
+                ax.tick_params(axis="x", rotation=90)
     ax.set_xlabel(str(x))
     ax.set_ylabel(str(y))
     ax.figure.colorbar(image, ax=ax, label=str(array.name))
