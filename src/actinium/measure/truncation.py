@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from actinium.core.edits import Fn
 from actinium.core.errors import InputError
+from actinium.core.maps import weight_after as down_projection
 from actinium.core.model import Model
 from actinium.measure.streaming import Layers, choose, ready, real_rows
 
@@ -122,24 +123,6 @@ def cett(a: Tensor, w: Tensor, tau: float) -> float:
     Source: Luo et al., 2024.
     """
     return CettCurve(a, w)(tau)
-
-
-def down_projection(model: Model, site: str) -> Tensor:
-    """Weight (d, units) of the linear map that reads a site.
-
-    Args:
-        model: the model.
-        site: `blocks.{i}.mlp.post`, or `module_in:<path of a linear map>`.
-
-    Raises:
-        InputError: the site is not the input of a linear map.
-    """
-    ((_, tap, _),) = model.resolve(site)
-    if tap.kind == "input" and isinstance(tap.module, nn.Linear):
-        return tap.module.weight.detach()
-    if tap.kind == "input" and type(tap.module).__name__ == "Conv1D":
-        return tap.module.weight.detach().T
-    raise InputError(f"{site} is not the input of a linear map; take 'blocks.*.mlp.post' or 'module_in:<linear>'")
 
 
 def cett_curves(

@@ -181,3 +181,29 @@ def test_a_gradient_that_is_not_finite_is_refused():
 
     with pytest.raises(InputError, match="not finite"):
         attribution_patch(Model(Corner()), linear_task(), "module:parts.0", over="layer")
+
+
+def narrow(dtype):
+    """A model whose gradients at the embeddings are beyond 65504, though its logits are not."""
+    module = architectures.build("llama")
+    with torch.no_grad():
+        module.model.embed_tokens.weight.mul_(1e-3)
+        module.lm_head.weight.mul_(300.0)
+    return Model(module.to(dtype))
+
+
+@pytest.mark.parametrize("method", ["atp", "ig"])
+def test_gradients_beyond_half_precision_are_refused_and_say_why(method):
+    with pytest.raises(InputError, match="not finite; half precision may be too narrow, try dtype float32"):
+        attribution_patch(narrow(torch.float16), random_task(), "blocks.0.resid_pre", over="layer", method=method)
+
+
+@pytest.mark.parametrize("method", ["atp", "ig", "atp*"])
+def test_in_bfloat16_estimates_are_finite_and_near_those_of_float32(method):
+    """bfloat16 has the range of float32 and two to three digits."""
+    module = architectures.build("llama")
+    task, at = random_task(), "blocks.*.{attn.z,mlp.out}"
+    single = attribution_patch(Model(module), task, at, over="layer", method=method).data["effect"].values
+    half = attribution_patch(Model(module.to(torch.bfloat16)), task, at, over="layer", method=method).data["effect"]
+    assert np.isfinite(half).all()
+    assert np.abs(half - single).max() < 0.1 * np.abs(single).max()

@@ -112,3 +112,69 @@ def test_neurons_send_their_share_of_the_mlp():
 def test_paths_without_a_meaning_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         path_patch(architectures.shared("gpt2"), random_task(), **options)
+
+
+def _norm_scale(norm, x):
+    return (x.var(-1, correction=0, keepdim=True) + norm.eps).rsqrt()
+
+
+def test_with_its_norm_frozen_a_direct_effect_is_the_projected_change():
+    """The written-out LayerNorm with the clean run's scale: linear in what the head adds."""
+    model, task, rows = architectures.shared("gpt2"), random_task(), torch.arange(3)
+    found = path_patch(model, task, freeze_norms=True).data["effect"]
+    names = ["blocks.2.resid_post", *(f"blocks.{i}.attn.z" for i in range(3))]
+    clean, corrupt = (model.record(ids, names) for ids in (task.clean_ids, task.corrupt_ids))
+    norm, head = model.module.transformer.ln_f, model.module.lm_head.weight.detach()
+    towards = head[task.answer_ids] - head[task.wrong_ids]
+    scale = _norm_scale(norm, clean["blocks.2.resid_post"][:, -1])
+    gap = float(path_patch(model, task, normalise=False).data["m_corrupt"] - path_patch(model, task).data["m_clean"])
+    for layer in range(3):
+        weight = model.module.transformer.h[layer].attn.c_proj.weight.detach().view(4, 8, 32)
+        for one in range(4):
+            name = f"blocks.{layer}.attn.z"
+            change = ((corrupt[name] - clean[name])[:, -1, one] @ weight[one]).detach()
+            moved = (change - change.mean(-1, keepdim=True)) * scale * norm.weight.detach()
+            expected = float((moved * towards).sum(-1)[rows].mean()) / gap
+            assert float(found[layer, one]) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma", "gpt_neox"])
+def test_with_norms_frozen_direct_effects_add_up(name):
+    model, task = architectures.shared(name), random_task(padding=(1,))
+    parts = {f"{i}": f"blocks.{i}.attn.z" for i in range(3)} | {"all": [f"blocks.{i}.attn.z" for i in range(3)]}
+    frozen, free = (path_patch(model, task, parts, freeze_norms=f).data["effect"].values for f in (True, False))
+    assert frozen[3] == pytest.approx(frozen[:3].sum(), abs=5e-5)
+    assert abs(free[3] - free[:3].sum()) > 1e-4
+    assert np.abs(frozen[:3] - free[:3]).max() > 1e-4
+
+
+def test_what_arrives_at_a_query_past_a_frozen_norm_is_the_projected_change():
+    model, task, rows = architectures.shared("gpt2"), random_task(), torch.arange(3)
+    found = path_patch(model, task, receivers="blocks.2.attn.q", freeze_norms=True).data["effect"]
+    names = ["blocks.2.resid_pre", "blocks.2.attn.q", "blocks.1.attn.z"]
+    clean, corrupt = (model.record(ids, names) for ids in (task.clean_ids, task.corrupt_ids))
+    block = model.module.transformer.h[2]
+    weight = model.module.transformer.h[1].attn.c_proj.weight.detach().view(4, 8, 32)[3]
+    change = (corrupt["blocks.1.attn.z"] - clean["blocks.1.attn.z"])[:, :, 3] @ weight
+    moved = (change - change.mean(-1, keepdim=True)) * _norm_scale(block.ln_1, clean["blocks.2.resid_pre"])
+    query = (moved * block.ln_1.weight.detach()) @ block.attn.c_attn.weight.detach()[:, :32]
+    arrived = clean["blocks.2.attn.q"] + query.view(3, 7, 4, 8)
+    with torch.no_grad(), model.edit({"blocks.2.attn.q": edits.Replace(arrived)}):
+        logits = model.logits(task.clean_ids)[:, -1].double()
+    value = float((logits[rows, task.answer_ids] - logits[rows, task.wrong_ids]).mean())
+    whole = path_patch(model, task, receivers="blocks.2.attn.q", freeze_norms=True).data
+    expected = (value - float(whole["m_clean"])) / float(whole["m_corrupt"] - whole["m_clean"])
+    assert float(found[1, 3]) == pytest.approx(expected, abs=5e-5)
+
+
+def test_freezing_norms_needs_norms_and_leaves_no_hook():
+    from toys import Parallel, linear_task
+
+    from actinium.core import taps
+    from actinium.core.model import Model
+
+    model, task = architectures.shared("opt"), random_task()
+    path_patch(model, task, freeze_norms=True)
+    assert taps.board(model.module).hooks == 0
+    with pytest.raises(InputError, match="does not write"):
+        path_patch(Model(Parallel()), linear_task(), "module:parts.0", over="layer", freeze_norms=True)

@@ -20,7 +20,7 @@ from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.model import Model
 from actinium.core.task import Task
 
-__all__ = ["attribution_patch", "gradients"]
+__all__ = ["attribution_patch", "attribution_sweep", "gradients", "linear_rows", "scores"]
 
 METHODS = ("atp", "atp*", "ig")
 WITHOUT_GRADIENT = ("rank", "accuracy")
@@ -71,19 +71,38 @@ def attribution_patch(
         raise UnknownNameError(unknown("method", method, METHODS))
     if steps < 1:
         raise InputError(f"steps must be at least 1, not {steps}")
-    sweep = Sweep(model, task, mode, ablation, metric, None, False, seed, batch_size)
-    if not sweep.paired:
-        raise InputError('attribution compares two runs: ablation is "resample" or "gaussian"')
+    sweep = attribution_sweep(model, task, mode, ablation, metric, seed, batch_size)
     if method == "atp*" and not model.n_layers:
         raise InputError(f"atp* cuts one block after the other, and {model.name} has none that we know")
-    if sweep.metric in WITHOUT_GRADIENT:
-        raise InputError(f"{sweep.metric} has no gradient; use logit_diff, logprob, prob or kl")
     nodes = node_sets(model, task, at, over, positions, heads, units)
     runs = averaged(sweep, nodes, lambda contrast: _rows(sweep, contrast, nodes, method, steps))
     along = _direction(runs, sign_of(sweep.metric or ""), normalise) if method == "atp*" else 1.0
     runs = replace(runs, patched=runs.base + along * runs.patched)
     about = {"at": at, "over": over, "method": method, **({"steps": steps} if method == "ig" else {})}
     return result_of(sweep, nodes, runs, "attribution_patch", normalise, by_row, "patching-best-practices", **about)
+
+
+def attribution_sweep(
+    model: Model,
+    task: Task,
+    mode: str,
+    ablation: str | GaussianNoise,
+    metric: str | Callable[..., Tensor] | None,
+    seed: int,
+    batch_size: int | None,
+) -> Sweep:
+    """The runs of an estimate from gradients.
+
+    Raises:
+        InputError: as `Sweep`; activations do not come from another run, or the metric has no gradient.
+        UnknownNameError: as `Sweep`.
+    """
+    sweep = Sweep(model, task, mode, ablation, metric, None, False, seed, batch_size)
+    if not sweep.paired:
+        raise InputError('attribution compares two runs: ablation is "resample" or "gaussian"')
+    if sweep.metric in WITHOUT_GRADIENT:
+        raise InputError(f"{sweep.metric} has no gradient; use logit_diff, logprob, prob or kl")
+    return sweep
 
 
 def _direction(runs: Runs, sign: float, normalise: bool) -> float:
@@ -95,25 +114,35 @@ def _direction(runs: Runs, sign: float, normalise: bool) -> float:
 
 def _rows(sweep: Sweep, contrast: Contrast, nodes: NodeSets, method: str, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """Clean and corrupt metric (row,) and scores (set, row) of the rows of a contrast."""
+    if method == "atp":
+        return linear_rows(sweep, contrast, nodes)
+    pair, step = _steps(sweep, contrast, nodes)
+    edits = Edits(sweep, pair, contrast.rows)
+    if method == "ig":
+        parts = {n: _path_gradient(pair, n, step[n], steps) * step[n] for n in nodes.sites}
+        return pair.clean, pair.corrupt, scores(parts, nodes, edits)
+    star = Star(sweep.model, pair, nodes.sites)
+    drops = []
+    for layer in range(sweep.model.n_layers):
+        found = gradients(pair, star.sites, star.cut(layer))
+        parts = {n: star.contributions(n, found, step[n]) for n in nodes.sites}
+        drops.append(scores(parts, nodes, edits).abs())
+    return pair.clean, pair.corrupt, torch.stack(drops).sum(0) / max(len(drops) - 1, 1)
+
+
+def linear_rows(sweep: Sweep, contrast: Contrast, nodes: NodeSets) -> tuple[Tensor, Tensor, Tensor]:
+    """Clean and corrupt metric (row,), and the change of the metric to first order (set, row), of a contrast's rows."""
+    pair, step = _steps(sweep, contrast, nodes)
+    found = gradients(pair, nodes.sites)
+    parts = {n: found[n] * step[n] for n in nodes.sites}
+    return pair.clean, pair.corrupt, scores(parts, nodes, Edits(sweep, pair, contrast.rows))
+
+
+def _steps(sweep: Sweep, contrast: Contrast, nodes: NodeSets) -> tuple[RunPair, dict[str, Tensor]]:
+    """The runs, and at each site the way from the activations of the one that is patched to the other's."""
     pair = RunPair(sweep, contrast, nodes.sites)
     assert pair.own is not None and pair.other is not None
-    edits = Edits(sweep, pair, contrast.rows)
-    step = {name: _difference(pair.own[name], pair.other[name]) for name in nodes.sites}
-    if method == "atp*":
-        star = Star(sweep.model, pair, nodes.sites)
-        drops = []
-        for layer in range(sweep.model.n_layers):
-            found = gradients(pair, star.sites, star.cut(layer))
-            parts = {n: star.contributions(n, found, step[n]) for n in nodes.sites}
-            drops.append(_scores(parts, nodes, edits).abs())
-        scores = torch.stack(drops).sum(0) / max(len(drops) - 1, 1)
-    else:
-        if method == "atp":
-            found = gradients(pair, nodes.sites)
-        else:
-            found = {n: _path_gradient(pair, n, step[n], steps) for n in nodes.sites}
-        scores = _scores({n: found[n] * step[n] for n in nodes.sites}, nodes, edits)
-    return pair.clean, pair.corrupt, scores
+    return pair, {name: _difference(pair.own[name], pair.other[name]) for name in nodes.sites}
 
 
 def _difference(own: Tensor, other: Tensor) -> Tensor:
@@ -167,7 +196,7 @@ def _path_gradient(pair: RunPair, name: str, step: Tensor, steps: int) -> Tensor
     return total / steps
 
 
-def _scores(parts: Mapping[str, Tensor], nodes: NodeSets, edits: Edits) -> Tensor:
+def scores(parts: Mapping[str, Tensor], nodes: NodeSets, edits: Edits) -> Tensor:
     """(set, row) float64: contributions of a site's entries summed within each node."""
     merged: dict[tuple[str, bool], Tensor] = {}
     out = []

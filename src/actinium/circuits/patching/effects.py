@@ -114,12 +114,12 @@ class Effects(Result):
 
         Args:
             ax: matplotlib Axes to draw on; a new one if not given.
-            variable: what to draw, the effect by default.
+            variable: what to draw, by default the effect, or the first variable where there is none.
 
         Returns:
             the matplotlib Axes.
         """
-        name = variable or "effect"
+        name = variable or ("effect" if "effect" in self.data else self._first())
         array = self[name]
         if array.ndim > 2:
             array = _stacked(array)
@@ -135,7 +135,8 @@ class Effects(Result):
         """Method, mode and metric, with the metric of the two runs."""
         about = self.data.attrs
         words = [self.method, *(str(about[k]) for k in ("mode", "ablation", "metric") if k in about)]
-        ends = [f"{k} {float(self.data[k]):.3g}" for k in ("m_clean", "m_corrupt") if k in self.data]
+        scalars = [k for k in ("m_clean", "m_corrupt") if k in self.data and not self.data[k].ndim]
+        ends = [f"{k} {float(self.data[k]):.3g}" for k in scalars]
         return ", ".join([" ".join(words), *ends])
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from actinium.circuits.patching.contrast import Contrast
 from actinium.circuits.patching.corruption import GaussianNoise
 from actinium.circuits.patching.effects import Effects, Runs
 from actinium.circuits.patching.nodes import Node, NodeSets, named_sets, node_sets
+from actinium.circuits.patching.norms import NormScales
 from actinium.circuits.patching.sweep import Edits, RunPair, Sweep, averaged, result_of, source_edit
 from actinium.core.edits import Edit
 from actinium.core.errors import InputError
@@ -33,6 +36,7 @@ def path_patch(
     mode: str = "noise",
     freeze_heads: bool = True,
     freeze_mlps: bool = True,
+    freeze_norms: bool = False,
     ablation: str | GaussianNoise = "resample",
     metric: str | Callable[..., Tensor] | None = None,
     positions: Any = None,
@@ -47,7 +51,8 @@ def path_patch(
 
     The run is repeated with the sender's activations of the other run and every other frozen writer at its own; what
     then arrives at the receivers is put into the run, in which all else is computed. With `mode="noise"` the clean run
-    is patched with corrupt activations, with "denoise" the other way round. Norms are computed anew.
+    is patched with corrupt activations, with "denoise" the other way round. Norms on the paths are computed anew unless
+    they are frozen.
 
     Args:
         model, task, metric, normalise, by_row, seed, batch_size, progress: as in `patch`.
@@ -58,6 +63,8 @@ def path_patch(
         over: "head" (the default where senders have heads), "layer", "pos", "head_pos" or "unit".
         freeze_heads: hold all other attention outputs.
         freeze_mlps: hold all other MLP outputs; if False, paths through MLPs count as direct (Wang et al., 2022).
+        freeze_norms: hold the scale of every norm on the paths at that of the run that is patched; with heads and MLPs
+            frozen, too, what arrives is then linear in what is sent.
         ablation: "resample", "gaussian" or a `GaussianNoise`.
         positions, heads: of the senders, as in `patch`.
 
@@ -65,7 +72,8 @@ def path_patch(
         Effects over the senders.
 
     Raises:
-        InputError: as `patch`; a sender does not write into the residual stream; zero or mean ablation.
+        InputError: as `patch`; a sender does not write into the residual stream; zero or mean ablation; norms are to be
+            frozen whose scale cannot be seen.
         SiteError: a site does not exist.
 
     Source: Heimersheim and Nanda, 2024; Wang et al., 2022, section 3.1.
@@ -81,11 +89,13 @@ def path_patch(
             raise InputError(f"{name} does not write into the residual stream; senders are {', '.join(SENDERS)}")
     direct = isinstance(receivers, str) and receivers == "logits"
     targets = [] if direct else _receivers(model, task, receivers)
-    paths = _Paths(sweep, nodes, targets, _frozen(model, freeze_heads, freeze_mlps))
+    norms = NormScales(model) if freeze_norms else None
+    paths = _Paths(sweep, nodes, targets, _frozen(model, freeze_heads, freeze_mlps), norms)
     runs = paths.run()
-    frozen = {"freeze_heads": freeze_heads, "freeze_mlps": freeze_mlps}
+    frozen = {"freeze_heads": freeze_heads, "freeze_mlps": freeze_mlps, "freeze_norms": freeze_norms}
     about = {"senders": senders, "receivers": receivers, "over": over, **frozen}
-    return result_of(sweep, nodes, runs, "path_patch", normalise, by_row, "activation-patching-guide", **about)
+    made = result_of(sweep, nodes, runs, "path_patch", normalise, by_row, "activation-patching-guide", **about)
+    return sweep.finish(made)
 
 
 def _part(model: Model, name: str) -> str:
@@ -116,8 +126,10 @@ def _frozen(model: Model, heads: bool, mlps: bool) -> list[str]:
 class _Paths:
     """The passes of path patching."""
 
-    def __init__(self, sweep: Sweep, nodes: NodeSets, targets: list[Node], frozen: list[str]) -> None:
-        self.sweep, self.nodes, self.targets, self.frozen = sweep, nodes, targets, frozen
+    def __init__(
+        self, sweep: Sweep, nodes: NodeSets, targets: list[Node], frozen: list[str], norms: NormScales | None
+    ) -> None:
+        self.sweep, self.nodes, self.targets, self.frozen, self.norms = sweep, nodes, targets, frozen, norms
         self.layer = {s.name: -1 if s.layer is None else s.layer for s in sweep.model.sites([*frozen, *nodes.sites])}
         # Where single neurons of an MLP send, its other neurons are held instead of its output.
         self.split = {name: name.replace("mlp.post", "mlp.out") for name in nodes.sites if name.endswith("mlp.post")}
@@ -132,12 +144,25 @@ class _Paths:
         edits = Edits(self.sweep, pair, contrast.rows)
         assert pair.own is not None
         held = {name: source_edit(pair.own, name) for name in own}
+        if self.norms is not None:
+            with torch.no_grad(), self.norms.keep():
+                self.sweep.model.logits(pair.inputs)
         variants = []
         for nodes in self.nodes.sets:
             sent = edits.of(nodes)
             variant = [*self._held(nodes, held), *sent] if sent else []
             variants.append(self._arrived(pair, variant, contrast.rows) if variant and self.targets else variant)
-        return pair.clean, pair.corrupt, pair.replay(variants)
+        if self.norms is None or self.targets:
+            return pair.clean, pair.corrupt, pair.replay(variants)
+        return pair.clean, pair.corrupt, torch.stack([self._held_score(pair, variant) for variant in variants])
+
+    def _held_score(self, pair: RunPair, variant: list[tuple[str, Edit]]) -> Tensor:
+        """(row,) float64: the metric under a variant's edits with every norm at its kept scale."""
+        assert self.norms is not None
+        if not variant:
+            return pair.base
+        with torch.no_grad(), self.norms.hold(), self.sweep.model.edit(variant):
+            return pair.score(self.sweep.model.logits(pair.inputs)[:, -1]).cpu().double()
 
     def _held(self, nodes: list[Node], held: dict[str, Edit]) -> list[tuple[str, Edit]]:
         """Edits that keep every other writer from the first sender's layer on."""
@@ -153,7 +178,7 @@ class _Paths:
         """What reaches the receivers under the sender's edits, as edits of the receivers."""
         model = self.sweep.model
         sites = list(dict.fromkeys(node.site for node in self.targets))
-        with model.edit(variant):
+        with self.norms.hold() if self.norms is not None else nullcontext(), model.edit(variant):
             rec = model.record(pair.inputs, sites)
         made = {name: source_edit(rec, name) for name in sites}
         return [(node.site, node.restrict(made[node.site], rows)) for node in self.targets]

@@ -27,6 +27,8 @@ FRAMES = (
     "There was a child named {name}. The child was happy. One day,",
 )
 
+task_from_ids = Task.from_ids
+
 
 def repeated_names(
     model: Model, n: int = 64, seed: int = 0, names: Sequence[str] = PEOPLE, frames: Sequence[str] = FRAMES
@@ -95,10 +97,10 @@ def repeated_tokens(model: Model, n: int = 64, length: int = 8, seed: int = 0) -
         raise InputError(f"a task needs at least one row, got n={n}")
     if length < 3:
         raise InputError(f"a sequence to repeat has 3 tokens or more, not {length}")
-    start = _start(model)
+    start = start_ids(model)
     if model.context is not None and 2 * length + len(start) > model.context:
         raise InputError(f"twice {length} tokens do not fit the context of {model.context}")
-    words = _words(model, length + 1)
+    words = word_ids(model, length + 1)
     generator = torch.Generator().manual_seed(seed)
     # Where the repetition ends is the same in all rows, so that positions mean the same.
     stop = length // 2
@@ -112,64 +114,10 @@ def repeated_tokens(model: Model, n: int = 64, length: int = 8, seed: int = 0) -
     ids = [torch.tensor(rows) for rows in (clean, corrupt)]
     place = len(start) + stop
     answers, wrong = ids[0][:, place], ids[1][:, place]
-    return task_from_ids(ids[0], ids[1], answers, wrong, model=model, name="repeated_tokens")
+    return Task.from_ids(ids[0], ids[1], answers, wrong, model=model, name="repeated_tokens")
 
 
-def task_from_ids(
-    clean_ids: Any,
-    corrupt_ids: Any,
-    answer_ids: Any,
-    wrong_ids: Any,
-    *,
-    mask: Any = None,
-    model: Model | None = None,
-    name: str = "pairs",
-    metric: str = "logit_diff",
-) -> Task:
-    """A task from token ids, for models without a tokenizer.
-
-    Args:
-        clean_ids, corrupt_ids: (row, pos) int64, of the same shape; shorter prompts are padded on the left.
-        answer_ids, wrong_ids: (row,) int64.
-        mask: (row, pos) bool, False on padding; without it there is none.
-        model: gives the tokens their text, where it has a tokenizer.
-        name: what the task is called.
-        metric: its usual metric.
-
-    Returns:
-        The task.
-
-    Raises:
-        InputError: the shapes do not fit.
-    """
-    ids = [torch.as_tensor(given).long() for given in (clean_ids, corrupt_ids)]
-    ends = [torch.as_tensor(given).long() for given in (answer_ids, wrong_ids)]
-    real = torch.ones_like(ids[0], dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
-    if ids[0].ndim != 2 or any(t.shape != ids[0].shape for t in (ids[1], real)):
-        raise InputError(
-            f"clean, corrupt and mask must be of one shape (row, pos), got {[tuple(t.shape) for t in (*ids, real)]}"
-        )
-    if any(t.shape != ids[0].shape[:1] for t in ends):
-        raise InputError(f"one answer and one wrong answer are needed for each of the {len(ids[0])} rows")
-    tokens = [[[_text(model, int(i)) for i in row[m]] for row, m in zip(rows, real, strict=True)] for rows in ids]
-    return Task(
-        name,
-        clean=["".join(row) for row in tokens[0]],
-        corrupt=["".join(row) for row in tokens[1]],
-        answers=[_text(model, int(i)) for i in ends[0]],
-        wrong=[_text(model, int(i)) for i in ends[1]],
-        clean_ids=ids[0],
-        corrupt_ids=ids[1],
-        mask=real,
-        answer_ids=ends[0],
-        wrong_ids=ends[1],
-        clean_tokens=tokens[0],
-        corrupt_tokens=tokens[1],
-        metric=metric,
-    )
-
-
-def _start(model: Model) -> list[int]:
+def start_ids(model: Model) -> list[int]:
     for owner in (model.tokenizer, model.config):
         found = getattr(owner, "bos_token_id", None)
         if isinstance(found, int):
@@ -177,7 +125,7 @@ def _start(model: Model) -> list[int]:
     return []
 
 
-def _words(model: Model, least: int) -> Tensor:
+def word_ids(model: Model, least: int) -> Tensor:
     """Ids of words with a space before them, or where there are too few of all tokens that are not special."""
     size = getattr(model.config, "vocab_size", None)
     tokenizer: Any = model.tokenizer
@@ -200,7 +148,3 @@ def _words(model: Model, least: int) -> Tensor:
 def _is_word(token: str) -> bool:
     # The marks that tokenizers put for a space before a word.
     return len(token) > 3 and token[0] in "\u2581\u0120 " and token[1:].isalpha()
-
-
-def _text(model: Model | None, token: int) -> str:
-    return model.to_str_tokens([token])[0] if model is not None and model.tokenizer is not None else f" {token}"
