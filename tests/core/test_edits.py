@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from actinium.core.edits import Add, Clamp, Fn, Mean, ProjectOut, Replace, Resample, Scale, Zero
+from actinium.core.edits import Add, Clamp, Fn, Mean, ProjectOut, Replace, ReplaceWithin, Resample, Scale, Zero
 from actinium.core.errors import InputError, SiteError
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
@@ -57,6 +57,14 @@ OPERATORS = {
     "replace by a vector": (Replace(VECTOR), lambda x: VECTOR.expand_as(x)),
     "replace whole": (Replace(drawn(2, 7, 32)), lambda x: drawn(2, 7, 32)),
     "replace by a number": (Replace(3.0), lambda x: torch.full_like(x, 3.0)),
+    "replace along a direction": (
+        ReplaceWithin(PLANE[0], 7 * VECTOR),
+        lambda x: x + ((PLANE[0] - x) @ VECTOR)[..., None] * VECTOR / VECTOR.square().sum(),
+    ),
+    "replace in a plane": (
+        ReplaceWithin(VECTOR, PLANE),
+        lambda x: without(x, PLANE) + VECTOR - without(VECTOR[None], PLANE),
+    ),
     "mean given": (Mean(VECTOR), lambda x: VECTOR.expand_as(x)),
     "function": (Fn(torch.sin), torch.sin),
 }  # fmt: skip

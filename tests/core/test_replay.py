@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actinium.core import replay as replaying
-from actinium.core.edits import Add, Clamp, Fn, Mean, ProjectOut, Replace, Resample, Scale, Zero
+from actinium.core.edits import Add, Clamp, Fn, Mean, ProjectOut, Replace, ReplaceWithin, Resample, Scale, Zero
 from actinium.core.errors import InputError, SiteError
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
@@ -54,6 +54,7 @@ def streams(model):
             out += [
                 {site: Add(vector).at(positions=[i + 1])},
                 {site: Replace(drawn(32, seed=i)).at(positions=-1)},
+                {site: ReplaceWithin(drawn(32, seed=i), drawn(2, 32, seed=9)).at(positions=[i, -1])},
                 {site: Scale(0.5).at(positions=slice(1, 3))},
                 {site: Zero().at(positions=slice(-2, None))},
                 {site: Add(vector)},

@@ -25,6 +25,7 @@ __all__ = [
     "Mean",
     "ProjectOut",
     "Replace",
+    "ReplaceWithin",
     "Resample",
     "Scale",
     "Where",
@@ -106,6 +107,32 @@ class Clamp(Edit):
         return x.clamp(self.min, self.max)
 
 
+def _spanned(directions: Tensor, what: str) -> Tensor:
+    """Orthonormal basis (d, k) in float64 of the span of directions (n, d).
+
+    Raises:
+        InputError: they are all zero.
+    """
+    left, size, _ = torch.linalg.svd(directions.detach().double().T, full_matrices=False)
+    keep = size > size.max() * 1e-10
+    if not bool(keep.any()) or float(size.max()) == 0.0:
+        raise InputError(f"{what}: the directions are zero")
+    basis: Tensor = left[:, keep]
+    return basis
+
+
+def _within(x: Tensor, directions: Tensor, basis: Tensor) -> Tensor:
+    """The part of x (…, d) in the span of the directions, for which `basis` is one that was made before."""
+    if directions.requires_grad:
+        # Made anew, as the directions may have been changed since by an optimiser; the pseudo-inverse has a
+        # gradient where singular vectors have none.
+        wide = directions.double()
+        projector: Tensor = (torch.linalg.pinv(wide) @ wide).to(x)
+        return x @ projector
+    basis = basis.to(x)
+    return (x @ basis) @ basis.T
+
+
 class ProjectOut(Edit):
     """Remove the part of the last dimension that lies in the span of `directions`.
 
@@ -119,22 +146,11 @@ class ProjectOut(Edit):
         super().__init__()
         given = _tensor(directions, "ProjectOut: the directions")
         self.directions = given.reshape(-1, given.shape[-1])
-        left, size, _ = torch.linalg.svd(self.directions.detach().double().T, full_matrices=False)
-        keep = size > size.max() * 1e-10
-        if not bool(keep.any()) or float(size.max()) == 0.0:
-            raise InputError("ProjectOut: the directions are zero")
-        self.basis = left[:, keep]
+        self.basis = _spanned(self.directions, "ProjectOut")
 
     def change(self, x: Tensor, where: Where) -> Tensor:
         """Subtract the projection on the span."""
-        if self.directions.requires_grad:
-            # Made anew, as the directions may have been changed since by an optimiser; the pseudo-inverse has a
-            # gradient where singular vectors have none.
-            wide = self.directions.double()
-            projector: Tensor = (torch.linalg.pinv(wide) @ wide).to(x)
-            return x - x @ projector
-        basis: Tensor = self.basis.to(x)
-        return x - (x @ basis) @ basis.T
+        return x - _within(x, self.directions, self.basis)
 
 
 class Replace(Edit):
@@ -145,7 +161,7 @@ class Replace(Edit):
             are taken; columns beyond it are left alone), one, or exactly the positions named in ``.at``.
     """
 
-    vectors = ("value",)
+    vectors: tuple[str, ...] = ("value",)
 
     def __init__(self, value: Any) -> None:
         super().__init__()
@@ -154,6 +170,27 @@ class Replace(Edit):
     def change(self, x: Tensor, where: Where) -> Tensor:
         """Put the value."""
         return placed(rows_of(self.value, x, where).to(x), x, where, self.positions)
+
+
+class ReplaceWithin(Replace):
+    """Put the part of `value` in the span of the directions in place of the activation's: x + (value - x) V V^T.
+
+    Args:
+        value: as in `Replace`.
+        directions: (d,) or (k, d), of any length, not all zero; their span is what counts.
+    """
+
+    vectors = ("value", "directions")
+
+    def __init__(self, value: Any, directions: Any) -> None:
+        super().__init__(value)
+        given = _tensor(directions, "ReplaceWithin: the directions")
+        self.directions = given.reshape(-1, given.shape[-1])
+        self.basis = _spanned(self.directions, "ReplaceWithin")
+
+    def change(self, x: Tensor, where: Where) -> Tensor:
+        """Exchange the part in the span."""
+        return x + _within(super().change(x, where) - x, self.directions, self.basis)
 
 
 class Mean(Edit):

@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from actinium.core.adapter import is_adapter, read_adapter
 from actinium.core.errors import ActiniumWarning, InputError, LoadError, nearest, unknown
 from actinium.core.model import Model
 
 __all__ = ["load", "shipped", "shipped_names"]
 
 WORLD = Path(__file__).resolve().parent.parent / "world" / "weights"
+COMPILED = WORLD.parent / "compiled"
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -30,8 +32,13 @@ DTYPES = {
 
 
 def shipped_names() -> list[str]:
-    """Names of the models that the package ships, without ``world:``."""
-    return sorted(p.parent.name for p in WORLD.glob("*/config.json"))
+    """Names of the models that the package ships or compiles, without ``world:``."""
+    whole, adapters = WORLD.glob("*/config.json"), WORLD.glob("*/adapter_config.json")
+    return sorted([*(p.parent.name for p in (*whole, *adapters)), *_compiled_names()])
+
+
+def _compiled_names() -> list[str]:
+    return [p.stem for p in COMPILED.glob("[a-z]*.py")]
 
 
 def shipped(name: str) -> Path:
@@ -41,7 +48,7 @@ def shipped(name: str) -> Path:
         LoadError: if there is none of this name; the nearest is offered.
     """
     folder = WORLD / name
-    if not name or not (folder / "config.json").is_file():
+    if not name or not ((folder / "config.json").is_file() or is_adapter(folder)):
         raise LoadError(unknown("shipped model", f"world:{name}", [f"world:{n}" for n in shipped_names()]))
     return folder
 
@@ -59,7 +66,8 @@ def load(
     """Load a model.
 
     Args:
-        source: a hub name ("gpt2"), a folder in Hugging Face format, "world:lm" (shipped), "file.py:function" or
+        source: a hub name ("gpt2"), a folder in Hugging Face format, a folder with an adapter of PEFT (it is merged
+            into its base), "world:lm" (shipped), "world:induction" (compiled), "file.py:function" or
             "package.module:function" (a factory that returns an `nn.Module`), an `nn.Module`, or a `Model`.
         device: where to put it; "cpu" by default.
         dtype: type of its weights; by default float32 on a CPU and the checkpoint's own elsewhere.
@@ -93,6 +101,8 @@ def load(
     text = str(source)
     if not text.strip():
         raise InputError("the model's name is empty")
+    if text.startswith("world:") and (name := text[len("world:") :]) in _compiled_names():
+        return _compiled(name, place, kind, tokenizer)
     if text.startswith("world:"):
         return _pretrained(shipped(text[len("world:") :]), text, place, kind, tokenizer, False)
     if ":" in text and not Path(text).exists():
@@ -170,6 +180,12 @@ def _factory(text: str, device: torch.device, dtype: torch.dtype | None, tokeniz
     return Model(module.to(device=device, dtype=dtype).eval(), _tokenizer(tokenizer) or own, name=text)
 
 
+def _compiled(name: str, device: torch.device, dtype: torch.dtype | None, tokenizer: Any) -> Model:
+    """A model whose weights are written by a program of the world; each has its file."""
+    made: Model = importlib.import_module("actinium.world.compiled").build(name).model
+    return Model(made.module.to(device=device, dtype=dtype), _tokenizer(tokenizer) or made.tokenizer, name=made.name)
+
+
 def _model_class(folder: Path | str, config: Any) -> Any:
     import transformers
 
@@ -194,6 +210,8 @@ def _pretrained(
 ) -> Model:
     import transformers
 
+    if isinstance(folder, Path) and is_adapter(folder):
+        return _adapted(folder, name, device, dtype, tokenizer, trust, spread)
     _check_folder(folder)
     options: dict[str, Any] = {"trust_remote_code": trust}
     try:
@@ -228,6 +246,31 @@ def _pretrained(
     model = Model(placed.eval(), _tokenizer(tokenizer) or own, processor, name)
     _check_tokenizer(model)
     return model
+
+
+def _adapted(
+    folder: Path,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    tokenizer: Any,
+    trust: bool,
+    spread: dict[str, Any] | None,
+) -> Model:
+    """The base of an adapter with the adapter merged into its weights."""
+    adapter = read_adapter(folder)
+    if "tp_plan" in (spread or {}):
+        raise InputError("tp_plan cannot split an adapter; merge it into its base with PEFT and load that")
+    # A base is a shipped model, a folder or a hub name; a file of weights must not choose code that runs.
+    ours = adapter.base.startswith("world:")
+    base: Path | str = shipped(adapter.base[len("world:") :]) if ours else adapter.base
+    base = Path(base) if Path(base).exists() else base
+    if isinstance(base, Path) and is_adapter(base):
+        raise LoadError(f"{name} is an adapter of {adapter.base}, which is an adapter itself; merge that one with PEFT")
+    own = folder if tokenizer is None and (folder / "tokenizer_config.json").is_file() else tokenizer
+    model = _pretrained(base, adapter.base, device, dtype, own, trust, spread)
+    adapter.merge(model.module)
+    return Model(model.module, model.tokenizer, model.processor, name)
 
 
 @contextmanager

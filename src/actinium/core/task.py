@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,13 @@ import torch
 
 from actinium.core.errors import InputError
 from actinium.core.metrics import get_metric
+from actinium.core.task_file import COLUMNS, Row, read_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Pair", "Task"]
-
-COLUMNS = ("clean", "corrupt", "answer", "wrong")
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,10 @@ def encode_pair(tokenizer: PreTrainedTokenizerBase, clean: str, corrupt: str, an
 
 def _strings(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     return [str(tokenizer.decode([i])) for i in ids]
+
+
+def _text(model: Any, token: int) -> str:
+    return str(model.to_str_tokens([token])[0]) if model is not None and model.tokenizer is not None else f" {token}"
 
 
 def _padded(rows: Sequence[list[int]], pad: int) -> Tensor:
@@ -180,7 +182,7 @@ class Task:
     def _from_rows(
         cls,
         tokenizer: PreTrainedTokenizerBase | None,
-        rows: Sequence[tuple[str, str, str, str, bool]],
+        rows: Sequence[Row],
         places: Sequence[str],
         name: str,
         metric: str,
@@ -221,6 +223,63 @@ class Task:
         )
 
     @classmethod
+    def from_ids(
+        cls,
+        clean_ids: Any,
+        corrupt_ids: Any,
+        answer_ids: Any,
+        wrong_ids: Any,
+        *,
+        mask: Any = None,
+        model: Any = None,
+        name: str = "pairs",
+        metric: str = "logit_diff",
+    ) -> Task:
+        """Make a task from token ids, for models without a tokenizer.
+
+        Args:
+            clean_ids, corrupt_ids: (row, pos) int64, of the same shape; shorter prompts are padded on the left.
+            answer_ids, wrong_ids: (row,) int64.
+            mask: (row, pos) bool, False on padding; without it there is none.
+            model: gives the tokens their text, where it has a tokenizer.
+            name: what the task is called.
+            metric: name of a metric in `actinium.metrics`.
+
+        Returns:
+            The task.
+
+        Raises:
+            InputError: the shapes do not fit.
+            UnknownNameError: there is no such metric.
+        """
+        get_metric(metric)
+        ids = [torch.as_tensor(given).long() for given in (clean_ids, corrupt_ids)]
+        ends = [torch.as_tensor(given).long() for given in (answer_ids, wrong_ids)]
+        real = torch.ones_like(ids[0], dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool()
+        if ids[0].ndim != 2 or any(t.shape != ids[0].shape for t in (ids[1], real)):
+            raise InputError(
+                f"clean, corrupt and mask must be of one shape (row, pos), got {[tuple(t.shape) for t in (*ids, real)]}"
+            )
+        if any(t.shape != ids[0].shape[:1] for t in ends):
+            raise InputError(f"one answer and one wrong answer are needed for each of the {len(ids[0])} rows")
+        tokens = [[[_text(model, int(i)) for i in row[m]] for row, m in zip(rows, real, strict=True)] for rows in ids]
+        return cls(
+            name,
+            clean=["".join(row) for row in tokens[0]],
+            corrupt=["".join(row) for row in tokens[1]],
+            answers=[_text(model, int(i)) for i in ends[0]],
+            wrong=[_text(model, int(i)) for i in ends[1]],
+            clean_ids=ids[0],
+            corrupt_ids=ids[1],
+            mask=real,
+            answer_ids=ends[0],
+            wrong_ids=ends[1],
+            clean_tokens=tokens[0],
+            corrupt_tokens=tokens[1],
+            metric=metric,
+        )
+
+    @classmethod
     def from_file(
         cls,
         tokenizer: PreTrainedTokenizerBase | None,
@@ -244,19 +303,8 @@ class Task:
             InputError: the file is missing, empty or malformed, or a row does not fit; the message names
                 the line.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"there is no file {str(path)!r}")
-        try:
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: not a UTF-8 text file ({error.reason} at byte {error.start})") from None
-        found = list(_read_csv(path, text) if path.suffix.lower() == ".csv" else _read_jsonl(path, text))
-        if not found:
-            raise InputError(f"{path}: the file holds no rows")
-        rows = [_row(f"{path}, line {line}", values) for line, values in found]
-        places = [f"{path}, line {line}" for line, _ in found]
-        return cls._from_rows(tokenizer, rows, places, name or path.stem, metric)
+        places, rows = read_rows(Path(path))
+        return cls._from_rows(tokenizer, rows, places, name or Path(path).stem, metric)
 
     def save(self, path: str | Path) -> Path:
         """Write the prompts and answers as JSONL, which `from_file` reads.
@@ -332,37 +380,3 @@ class Task:
             f"Task({self.name!r}, {len(self)} rows of up to {self.clean_ids.shape[1]} tokens, "
             f"metric={self.metric!r}, first: {self.clean[0]!r} ->{self.answers[0]}, not{self.wrong[0]})"
         )
-
-
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, content in enumerate(text.splitlines(), start=1):
-        if not content.strip():
-            continue
-        try:
-            values = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {line}: not JSON ({error.msg} at column {error.colno})") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path}, line {line}: expected an object with the keys {', '.join(COLUMNS)}")
-        yield line, values
-
-
-def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    missing = [column for column in COLUMNS if column not in (reader.fieldnames or [])]
-    if missing:
-        raise InputError(f"{path}, line 1: the header lacks {', '.join(missing)}; it needs {', '.join(COLUMNS)}")
-    for values in reader:
-        yield reader.line_num, values
-
-
-def _row(place: str, values: dict[str, Any]) -> tuple[str, str, str, str, bool]:
-    for column in COLUMNS:
-        if not isinstance(values.get(column), str):
-            raise InputError(f"{place}: {column!r} must be a text, got {values.get(column)!r}")
-    joined = values.get("joined", False)
-    said = {"true": True, "1": True, "false": False, "0": False, "": False, "none": False}.get(str(joined).lower())
-    if said is None:
-        raise InputError(f"{place}: 'joined' must be true or false, got {joined!r}")
-    clean, corrupt, answer, wrong = (str(values[column]) for column in COLUMNS)
-    return clean, corrupt, answer, wrong, said

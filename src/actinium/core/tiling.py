@@ -14,7 +14,7 @@ from actinium.core.passes import Pass
 from actinium.core.replay import Change, Engine, Variant
 from actinium.core.taps import Program
 
-__all__ = ["ENTRY", "Segment", "SegmentAction", "TilingEngine", "program_of"]
+__all__ = ["ENTRY", "Segment", "SegmentAction", "TilingEngine", "program_of", "tiled"]
 
 # Tokens in one call of a block: enough to fill the processor, few enough to stay in its caches.
 TOKENS = 1024
@@ -121,8 +121,8 @@ class TilingEngine(Engine):
         x = self._stream(x, segments, layer)
         args, kwargs = base.calls[layer]
         untiled = self.model.tower.stack.untiled
-        args = tuple(_tiled(a, batch, len(alive)) for a in args)
-        kwargs = {k: v if k in untiled else _tiled(v, batch, len(alive)) for k, v in kwargs.items()}
+        args = tuple(tiled(a, batch, len(alive)) for a in args)
+        kwargs = {k: v if k in untiled else tiled(v, batch, len(alive)) for k, v in kwargs.items()}
         with self.model.running(program_of(segments, layer, base.now), nested=True):
             out = taps.first_tensor(block(x, *args, **kwargs))
         assert out is not None
@@ -139,10 +139,10 @@ class TilingEngine(Engine):
         return x
 
 
-def _tiled(value: Any, batch: int, times: int) -> Any:
+def tiled(value: Any, batch: int, times: int) -> Any:
     """Repeat what has a batch dimension once for each variant."""
     if isinstance(value, tuple):
-        return tuple(_tiled(v, batch, times) for v in value)
+        return tuple(tiled(v, batch, times) for v in value)
     if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[0] % batch == 0:
         return value.repeat(times, *[1] * (value.ndim - 1))
     return value
