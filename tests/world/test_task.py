@@ -37,6 +37,24 @@ def test_ids_are_those_of_the_tokenizer_padded_on_the_left(task):
     ).all()
 
 
+def test_a_task_from_ids_holds_what_one_from_prompts_does(task):
+    ids = (task.clean_ids, task.corrupt_ids, task.answer_ids.tolist(), task.wrong_ids)
+    other = Task.from_ids(*ids, mask=task.mask, name="home", metric="prob")
+    for name in ("clean_ids", "corrupt_ids", "answer_ids", "wrong_ids", "mask"):
+        assert torch.equal(getattr(other, name), getattr(task, name))
+    assert other.answers == [f" {i}" for i in task.answer_ids.tolist()] and other.metric == "prob"
+    assert [len(row) for row in other.clean_tokens] == task.mask.sum(1).tolist()
+
+
+def test_ids_of_other_shapes_are_refused(task):
+    with pytest.raises(InputError, match="shape"):
+        Task.from_ids(task.clean_ids, task.corrupt_ids[:, 1:], task.answer_ids, task.wrong_ids)
+    with pytest.raises(InputError, match="2 rows"):
+        Task.from_ids(task.clean_ids, task.corrupt_ids, task.answer_ids[:1], task.wrong_ids)
+    with pytest.raises(UnknownNameError, match="metric"):
+        Task.from_ids(task.clean_ids, task.corrupt_ids, task.answer_ids, task.wrong_ids, metric="logit_dif")
+
+
 def test_answers_get_the_space_that_continues_the_prompt(task):
     assert task.answers == [" Orla", " Vesk"]
     assert TOKENIZER.convert_ids_to_tokens(task.answer_ids) == ["▁Orla", "▁Vesk"]

@@ -9,15 +9,18 @@ from typer.testing import CliRunner
 
 from actinium.cli.world import app
 from actinium.core.errors import InputError, UnknownNameError
-from actinium.world import shipped
+from actinium.core.loading import shipped_names
+from actinium.world import compiled, shipped
 
 RUNNER = CliRunner()
 
 
-def test_list_names_every_shipped_model():
+def test_list_names_every_shipped_and_every_compiled_model():
     result = RUNNER.invoke(app, ["list"])
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == [f"world:{name}" for name in shipped.names()]
+    known = [*shipped.names(), *compiled.names()]
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [f"world:{name}" for name in known]
+    assert sorted(known) == shipped_names()
 
 
 def test_evaluate_prints_every_skill_beside_the_declared_accuracy():
@@ -35,6 +38,24 @@ def test_train_writes_a_folder_that_evaluate_reads(tmp_path):
     assert recipe["settings"]["seed"] == 3 and recipe["settings"]["steps"] == 1
     assert not (out / "checkpoints").exists()
     assert RUNNER.invoke(app, ["evaluate", str(out), "--n", "2"]).exit_code == 0
+
+
+def test_a_compiled_and_the_adding_model_are_evaluated():
+    for name in ("induction", "world:modular"):
+        result = RUNNER.invoke(app, ["evaluate", name, "--n", "50"])
+        assert result.exit_code == 0, result.output
+        assert "1.000" in result.stdout
+
+
+def test_train_modular_writes_a_folder_that_evaluate_reads(tmp_path):
+    out = tmp_path / "adding"
+    result = RUNNER.invoke(app, ["train", "modular", "--out", str(out), "--steps", "20", "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["settings"]["seed"] == 3 and recipe["settings"]["steps"] == 20
+    result = RUNNER.invoke(app, ["evaluate", str(out)])
+    assert result.exit_code == 0, result.output
+    assert f"{recipe['held_out_accuracy']['modular']:.3f}" in result.stdout
 
 
 def test_unknown_names_are_refused_with_the_nearest():

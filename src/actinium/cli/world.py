@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +11,18 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from actinium.world.choices import ChoicesRecipe
+    from actinium.world.modular_train import ModularRecipe
+    from actinium.world.recipe import Recipe
+    from actinium.world.variants import Variant
+
+    AnyRecipe = Recipe | ModularRecipe | ChoicesRecipe | Variant
+
 __all__ = ["app"]
 
 app = typer.Typer(help="The small trained models that come with the package.", no_args_is_help=True)
 
-TRAINABLE = ("lm",)
+TRAINABLE = ("choices", "lm", "lm-narrow", "lm-reward", "modular")
 
 
 def _known(name: str) -> str:
@@ -40,76 +48,137 @@ def _table(title: str, measured: dict[str, float], declared: dict[str, float]) -
 @app.command("list")
 def list_models() -> None:
     """List the models that come with the package."""
-    from actinium.world import shipped
+    from actinium.world import compiled, shipped
 
     for name in shipped.names():
         folder = shipped.path(name)
         size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
         typer.echo(f"world:{name}  {size:.1f} MB  recipe {shipped.recipe(name)['fingerprint'][:12]}")
+    for name in compiled.names():
+        typer.echo(f"world:{name}  compiled, with its circuit")
 
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="Which model: lm.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; a killed run continues from it.")] = Path("world-lm"),
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of the text.")] = 0,
+    name: Annotated[str, typer.Argument(help="Which model: choices, lm, lm-narrow, lm-reward, modular.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write, world-NAME by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of what is read.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's by default.")] = None,
-    n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill, measured at the end.")] = 1000,
+    n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill (lm), measured at the end.")] = 1000,
 ) -> None:
-    """Train a model by its recipe and write it as a Hugging Face folder."""
+    """Train a model by its recipe and write it as a Hugging Face folder, a variant of lm as an adapter of PEFT.
+
+    A killed run of lm continues from its folder.
+    """
     _known(name)
     import json
-    import shutil
     from dataclasses import replace
 
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from actinium.core.errors import InputError
-    from actinium.world import shipped
-    from actinium.world import train as training
+    from actinium.world.choices import ChoicesRecipe
+    from actinium.world.modular_train import ModularRecipe
     from actinium.world.recipe import Recipe
+    from actinium.world.variants import VARIANTS
 
-    recipe = replace(Recipe(), seed=seed)
+    recipes: dict[str, AnyRecipe] = {
+        "lm": Recipe(),
+        "modular": ModularRecipe(),
+        "choices": ChoicesRecipe(),
+        **VARIANTS,
+    }
+    recipe = replace(recipes[name], seed=seed)
     if steps is not None:
         recipe = replace(recipe, steps=steps)
-    checkpoints = out / "checkpoints"
+    folder = out or Path(f"world-{name}")
     try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write to {str(out)!r}: {error.strerror}") from None
+        raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("training", total=recipe.steps)
-        model, tokenizer = training.train(
-            recipe,
-            checkpoints,
-            lambda step, loss: progress.update(bar, completed=step, description=f"loss {loss:.3f}"),
-        )
-    shipped.export(model, tokenizer, recipe, out, n)
-    shutil.rmtree(checkpoints)
-    content = json.loads((out / "recipe.json").read_text(encoding="utf-8"))
+
+        what = "reward" if getattr(recipe, "method", "") == "reward" else "loss"
+
+        def show(step: int, value: float) -> None:
+            progress.update(bar, completed=step, description=f"{what} {value:.3f}")
+
+        _train(recipe, folder, show, n)
+    content = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
     Console().print(_table("held-out accuracy", content["held_out_accuracy"], {}))
-    typer.echo(f"wrote {out}")
+    typer.echo(f"wrote {folder}")
+
+
+def _train(recipe: AnyRecipe, folder: Path, show: Callable[[int, float], None], n: int) -> None:
+    import shutil
+
+    from actinium.world import choices, modular_train, shipped, variants
+    from actinium.world import train as training
+
+    if isinstance(recipe, variants.Variant):
+        variants.export(variants.train(recipe, show), recipe, folder, n)
+        return
+    if isinstance(recipe, modular_train.ModularRecipe):
+        modular_train.export(*modular_train.train(recipe, show), recipe, folder)
+        return
+    if isinstance(recipe, choices.ChoicesRecipe):
+        choices.export(*choices.train(recipe, show), recipe, folder)
+        return
+    model, tokenizer = training.train(recipe, folder / "checkpoints", show)
+    shipped.export(model, tokenizer, recipe, folder, n)
+    shutil.rmtree(folder / "checkpoints")
 
 
 @app.command()
 def evaluate(
-    name: Annotated[str, typer.Argument(help="A shipped model (lm), or a folder that `train` wrote.")],
-    n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill.")] = 1000,
+    name: Annotated[str, typer.Argument(help="A model that `list` names, or a folder that `train` wrote.")],
+    n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill, or prompts of a program.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
 ) -> None:
-    """Measure the held-out accuracy of each skill, beside what the recipe declares."""
-    import json
+    """Measure the held-out accuracy of each skill, beside what the recipe declares.
 
+    Of a compiled model it is the share of random prompts that get the program's answer; world:modular is asked every
+    pair that it has not read.
+    """
     from rich.console import Console
 
-    from actinium.world import shipped
-    from actinium.world.accuracy import evaluate as measure
-
-    folder = Path(name) if (Path(name) / "config.json").is_file() else shipped.path(name)
-    model, tokenizer = shipped.load(folder)
-    measured = measure(model, tokenizer, n, seed)
-    file = folder / "recipe.json"
-    declared = json.loads(file.read_text(encoding="utf-8"))["held_out_accuracy"] if file.is_file() else {}
+    measured, declared = _measured(name.removeprefix("world:"), n, seed)
     Console().print(_table(f"held-out accuracy of {name}", measured, declared))
+
+
+def _measured(name: str, n: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The measured and the declared accuracies."""
+    import json
+
+    from actinium.core.adapter import is_adapter
+    from actinium.core.errors import UnknownNameError, unknown
+    from actinium.core.model import Model
+    from actinium.world import choices, compiled, modular, shipped
+    from actinium.world.accuracy import evaluate as measure
+    from actinium.world.variants import nested_accuracy
+
+    is_folder = (Path(name) / "config.json").is_file() or is_adapter(Path(name))
+    if not is_folder and name in compiled.names():
+        return {name: compiled.build(name).accuracy(n, seed)}, {name: 1.0}
+    known = [*shipped.names(), *compiled.names()]
+    if not is_folder and name not in known:
+        raise UnknownNameError(unknown("model of the world", name, known))
+    folder = Path(name) if is_folder else shipped.path(name)
+    model, tokenizer = shipped.load(folder)
+    file = folder / "recipe.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"held_out_accuracy": {}}
+    declared: dict[str, float] = content["held_out_accuracy"]
+    if "modular" in declared:
+        settings = content["settings"]
+        found = modular.accuracy(Model(model), "heldout", settings["train_share"], settings["seed"])
+        return {"modular": found}, declared
+    if "usual" in declared:
+        return {kind: choices.accuracy(Model(model), kind, n, seed) for kind in declared}, declared
+    measured = measure(model, tokenizer, n, seed)
+    if "nested_accuracy" in content:
+        measured |= {f"nested, {part}": value for part, value in nested_accuracy(model, tokenizer).items()}
+        declared |= {f"nested, {part}": value for part, value in content["nested_accuracy"].items()}
+    return measured, declared

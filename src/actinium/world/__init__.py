@@ -4,7 +4,23 @@ import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
-    submodules=["accuracy", "corpus", "facts", "lexicon", "shipped", "tasks", "train"],
+    submodules=[
+        "accuracy",
+        "bilingual",
+        "choices",
+        "compiled",
+        "corpus",
+        "edits",
+        "facts",
+        "lexicon",
+        "modular",
+        "nested",
+        "preference",
+        "shipped",
+        "tasks",
+        "train",
+        "variants",
+    ],
     submod_attrs={
         "accuracy": ["evaluate"],
         "recipe": ["Recipe"],

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actinium.core.adapter import is_adapter, read_adapter
 from actinium.core.errors import UnknownNameError, unknown
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from actinium.world.recipe import Recipe
@@ -20,11 +22,13 @@ HELDOUT_LINES = 20
 
 def names() -> list[str]:
     """Names of the shipped models."""
-    return sorted(folder.name for folder in WEIGHTS.iterdir() if (folder / "config.json").is_file())
+    return sorted(f.name for f in WEIGHTS.iterdir() if (f / "config.json").is_file() or is_adapter(f))
 
 
 def path(name: str) -> Path:
     """Folder of a shipped model, which transformers' `AutoModelForCausalLM` and `AutoTokenizer` read.
+
+    That of a variant holds an adapter, which PEFT's `PeftModel.from_pretrained(base, folder)` reads.
 
     Args:
         name: for example "lm".
@@ -48,12 +52,15 @@ def heldout_text(name: str) -> list[str]:
         name: for example "lm".
 
     Returns:
-        One text per line of the shipped file.
+        One text per line of the shipped file; a variant has that of its base.
 
     Raises:
         UnknownNameError: there is no such model.
     """
-    return (path(name) / "heldout.txt").read_text(encoding="utf-8").splitlines()
+    folder = path(name)
+    if is_adapter(folder):
+        return heldout_text(read_adapter(folder).base.removeprefix("world:"))
+    return (folder / "heldout.txt").read_text(encoding="utf-8").splitlines()
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -73,18 +80,51 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model (float32, in evaluation mode) and tokenizer of a Hugging Face folder.
+    """Model (float32, in evaluation mode) and tokenizer of a Hugging Face folder, or of a variant's.
 
     Args:
-        folder: for example `path("lm")`.
+        folder: for example `path("lm")`; an adapter is merged into its base.
 
     Returns:
         Model and tokenizer.
     """
+    if is_adapter(Path(folder)):
+        adapter = read_adapter(Path(folder))
+        model, tokenizer = load(path(adapter.base.removeprefix("world:")))
+        adapter.merge(model)
+        return model, tokenizer
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
     return model.float().eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype) -> None:
+    """Write weights, configuration and tokenizer of a model as a Hugging Face folder.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer.
+        folder: folder to write into.
+        dtype: type of the weights in the file, which readers convert to float32.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.detach().to(dtype).contiguous() for name, value in model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    # A file may be float16 to be small; readers are told to compute in float32.
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = "float32"
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    # The name that every release of transformers reads, rather than the one that this release writes.
+    file = folder / "tokenizer_config.json"
+    described_tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    described_tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
+    file.write_text(json.dumps(described_tokenizer, indent=1) + "\n", encoding="utf-8")
 
 
 def export(
@@ -104,27 +144,13 @@ def export(
     Returns:
         The folder.
     """
-    from safetensors.torch import save_file
+    import torch
 
     from actinium.world.accuracy import evaluate
     from actinium.world.corpus import HELD_OUT, held_out_documents
     from actinium.world.recipe import described
 
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().half().contiguous() for name, value in model.named_parameters()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
-    # The file is float16 to be small; readers are told to compute in float32.
-    model.config.architectures = [type(model).__name__]
-    model.config.dtype = "float32"
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    # The name that every release of transformers reads, rather than the one that this release writes.
-    file = folder / "tokenizer_config.json"
-    described_tokenizer = json.loads(file.read_text(encoding="utf-8"))
-    described_tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
-    file.write_text(json.dumps(described_tokenizer, indent=1) + "\n", encoding="utf-8")
+    write(model, tokenizer, folder, torch.float16)
     lines = [d.text for skill in HELD_OUT for d in held_out_documents(skill, HELDOUT_LINES, seed=1)]
     (folder / "heldout.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     content = described(settings, tokenizer, evaluate(*load(folder), n=n))

@@ -9,90 +9,32 @@ left the task is refused and says so.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from actinium.core.errors import InputError, UnknownNameError, unknown
-from actinium.core.task import Task, encode_pair
-from actinium.world import knowledge, situations, sums
-from actinium.world.facts import Relation, fact
-from actinium.world.lexicon import CENTURIES, GLAD, LETTERS, NAMES, SAD
+from actinium.core.errors import InputError
+from actinium.core.task import Task
+from actinium.world import situations, sums
+from actinium.world.knowledge_tasks import facts, multiple_choice, two_hop, visitors
+from actinium.world.lexicon import CENTURIES, GLAD, NAMES, SAD
+from actinium.world.task_rows import Row, collect, is_held, tokenizer_of, whole_words
 
-Row = tuple[str, str, str, str]
-"""Clean prompt, corrupt prompt, answer and wrong answer; answers as they continue the prompt."""
-
-SPLITS = ("heldout", "train")
-PATIENCE = 2000
-"""Draws without a new row after which a task is taken to have no more."""
-
-
-def tokenizer_of(model: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, or the argument itself if it is one.
-
-    Raises:
-        InputError: there is none.
-    """
-    found = model if hasattr(model, "convert_ids_to_tokens") else getattr(model, "tokenizer", None)
-    if found is None:
-        raise InputError("a task is made of texts: give a model that has a tokenizer, or a tokenizer")
-    result: PreTrainedTokenizerBase = found
-    return result
-
-
-def _held(split: str, *more: str) -> bool:
-    if split not in (*SPLITS, *more):
-        raise UnknownNameError(unknown("split", split, (*SPLITS, *more)))
-    return split != "train"
-
-
-def _whole(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], what: str, least: int = 2) -> list[str]:
-    """The words that are one known token after a space; refused when fewer than `least` are."""
-    ids = tokenizer([f" {word}" for word in words], add_special_tokens=False)["input_ids"]
-    kept = [w for w, i in zip(words, ids, strict=True) if len(i) == 1 and i[0] != tokenizer.unk_token_id]
-    if len(kept) < least:
-        split = [word for word in words if word not in kept]
-        raise InputError(
-            f"this tokenizer has no single token for these {what}: {', '.join(split[:12])}"
-            f"{', ...' if len(split) > 12 else ''}; the task needs at least {least} such {what}"
-        )
-    return kept
-
-
-def _collect(
-    tokenizer: PreTrainedTokenizerBase,
-    name: str,
-    draw: Callable[[random.Random], Row | None],
-    n: int,
-    seed: int,
-) -> Task:
-    """Draw different rows until `n` of them fit the tokenizer."""
-    if n < 1:
-        raise InputError(f"a task needs at least one row, got n={n}")
-    source = random.Random(f"task {name} {seed}")
-    rows: dict[tuple[str, str], Row] = {}
-    reason, idle = "no fitting words", 0
-    while idle < PATIENCE:
-        idle += 1
-        row = draw(source)
-        if row is None or row[:2] in rows:
-            continue
-        try:
-            encode_pair(tokenizer, *row)
-        except InputError as error:
-            reason = str(error)
-            continue
-        rows[row[0], row[1]] = row
-        idle = 0
-        if len(rows) == n:
-            columns = zip(*rows.values(), strict=True)
-            # Answers are written as they continue the prompt, with their space where there is one.
-            return Task.from_prompts(tokenizer, *map(list, columns), name=name, joined=True)
-    if rows:
-        raise InputError(f"the task {name!r} has {len(rows)} different rows for this tokenizer and split, not {n}")
-    raise InputError(f"this tokenizer does not fit the task {name!r}: {reason}")
+__all__ = [
+    "arithmetic",
+    "facts",
+    "greater_than",
+    "ioi",
+    "multiple_choice",
+    "number_retrieval",
+    "refusal",
+    "sentiment",
+    "tokenizer_of",
+    "two_hop",
+    "visitors",
+]
 
 
 def ioi(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
@@ -113,8 +55,8 @@ def ioi(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
         InputError: the tokenizer keeps too few names whole.
         UnknownNameError: there is no such split.
     """
-    tokenizer, held = tokenizer_of(model), _held(split)
-    names = _whole(tokenizer, NAMES, "names", 4)
+    tokenizer, held = tokenizer_of(model), is_held(split)
+    names = whole_words(tokenizer, NAMES, "names", 4)
     if all(situations.unseen_pair(one, other) != held for one, other in combinations(names, 2)):
         raise InputError(f"no two of the names that this tokenizer keeps whole are in the split {split!r}")
 
@@ -125,7 +67,7 @@ def ioi(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
         clean, corrupt = (frame.format(**words, giver=who) for who in (giver, taker))
         return clean, corrupt, f" {taker}", f" {giver}"
 
-    return _collect(tokenizer, "ioi", draw, n, seed)
+    return collect(tokenizer, "ioi", draw, n, seed)
 
 
 def _year_parts(tokenizer: PreTrainedTokenizerBase) -> tuple[str, dict[str, list[str]]]:
@@ -170,7 +112,7 @@ def greater_than(model: Any, n: int = 64, seed: int = 0, split: str = "heldout")
         InputError: the tokenizer does not write years as a century and a two-digit token.
         UnknownNameError: there is no such split.
     """
-    tokenizer, held = tokenizer_of(model), _held(split)
+    tokenizer, held = tokenizer_of(model), is_held(split)
     between, years = _year_parts(tokenizer)
 
     def draw(source: random.Random) -> Row | None:
@@ -185,7 +127,7 @@ def greater_than(model: Any, n: int = 64, seed: int = 0, split: str = "heldout")
         clean, corrupt = (frame.format(event=event, century=century, start=s) for s in (first, known[0]))
         return clean, corrupt, between + source.choice(later), between + source.choice(earlier)
 
-    return _collect(tokenizer, "greater_than", draw, n, seed)
+    return collect(tokenizer, "greater_than", draw, n, seed)
 
 
 def sentiment(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
@@ -206,9 +148,9 @@ def sentiment(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") ->
         InputError: the tokenizer keeps no feeling word of either sentiment whole.
         UnknownNameError: there is no such split.
     """
-    tokenizer, held = tokenizer_of(model), _held(split)
-    glad = _whole(tokenizer, GLAD, "feelings", 1)[0]
-    sad = _whole(tokenizer, SAD, "feelings", 1)[0]
+    tokenizer, held = tokenizer_of(model), is_held(split)
+    glad = whole_words(tokenizer, GLAD, "feelings", 1)[0]
+    sad = whole_words(tokenizer, SAD, "feelings", 1)[0]
 
     def draw(source: random.Random) -> Row | None:
         good = source.random() < 0.5
@@ -219,10 +161,19 @@ def sentiment(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") ->
         answer, wrong = (glad, sad) if good else (sad, glad)
         return clean, corrupt, f" {answer}", f" {wrong}"
 
-    return _collect(tokenizer, "sentiment", draw, n, seed)
+    return collect(tokenizer, "sentiment", draw, n, seed)
 
 
-def arithmetic(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
+def arithmetic(
+    model: Any,
+    n: int = 64,
+    seed: int = 0,
+    split: str = "heldout",
+    *,
+    both: bool = False,
+    same_result: bool = False,
+    shots: int = 0,
+) -> Task:
     """Sums up to 99: "23 + 45 =" -> 68; the corrupt prompt has another second number.
 
     Args:
@@ -230,131 +181,77 @@ def arithmetic(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -
         n: number of rows.
         seed: seed of the draw.
         split: "heldout" (sums that `world:lm` has not seen) or "train".
+        both: the corrupt prompt has two other numbers.
+        same_result: two other numbers of the same sum; answer and wrong answer are then one token.
+        shots: worked sums ("12 + 30 = 42.") before the sum, the same in both prompts.
 
     Returns:
         The task.
 
     Raises:
-        InputError: the tokenizer does not keep two-digit numbers whole.
+        InputError: the tokenizer does not keep two-digit numbers whole, or `shots` is negative.
         UnknownNameError: there is no such split.
     """
-    tokenizer, held = tokenizer_of(model), _held(split)
-    _whole(tokenizer, tuple(str(number) for number in range(10, 100)), "numbers", 60)
+    tokenizer, held = tokenizer_of(model), is_held(split)
+    whole_words(tokenizer, tuple(str(number) for number in range(10, 100)), "numbers", 60)
+    if shots < 0:
+        raise InputError(f"shots is 0 or more, not {shots}")
 
     def draw(source: random.Random) -> Row | None:
         a, b = sums.draw_sum(source, held)
-        others = [c for c in range(100 - a) if c != b and sums.unseen_sum(a, c) == held]
+        if same_result:
+            others = [(c, a + b - c) for c in range(a + b + 1) if c not in (a, b)]
+        elif both:
+            others = [(c, d) for c, d in [sums.draw_sum(source, held)] if c != a and d != b and c + d != a + b]
+        else:
+            others = [(a, c) for c in range(100 - a) if c != b]
+        others = [pair for pair in others if sums.unseen_sum(*pair) == held]
         if not others:
             return None
-        other = source.choice(others)
-        clean, corrupt = (sums.FRAMES[0].format(a=a, b=second) for second in (b, other))
-        return clean, corrupt, f" {a + b}", f" {a + other}"
+        c, d = source.choice(others)
+        worked = [sums.draw_sum(source, False) for _ in range(shots)]
+        before = "".join(f"{sums.FRAMES[0].format(a=x, b=y)} {x + y}. " for x, y in worked)
+        clean, corrupt = (before + sums.FRAMES[0].format(a=x, b=y) for x, y in ((a, b), (c, d)))
+        # A row has two different answers; where the results are the same its second one is taken back below.
+        wrong = (a + b + 1) % 100 if same_result else c + d
+        return clean, corrupt, f" {a + b}", f" {wrong}"
 
-    return _collect(tokenizer, "arithmetic", draw, n, seed)
-
-
-def facts(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
-    """Elementary facts about people: "Ann lives in" -> her city; the corrupt prompt is about another person.
-
-    Args:
-        model: a model with a tokenizer, or a tokenizer.
-        n: number of rows.
-        seed: seed of the draw.
-        split: "heldout" (a wording in which `world:lm` has read neither fact) or "train" (one in which it has
-            read both).
-
-    Returns:
-        The task.
-
-    Raises:
-        InputError: the tokenizer does not fit.
-        UnknownNameError: there is no such split.
-    """
-    tokenizer, held = tokenizer_of(model), _held(split)
-    people = knowledge.elementary("person")
-
-    def draw(source: random.Random) -> Row | None:
-        person, relation = source.choice(people)
-        phrasing = source.randrange(knowledge.PHRASINGS)
-        other = source.choice(NAMES)
-        away = [knowledge.withheld_phrasing(who, relation.noun) == phrasing for who in (person, other)]
-        return _about(person, other, relation, phrasing) if away == [held, held] else None
-
-    return _collect(tokenizer, "facts", draw, n, seed)
+    task = collect(tokenizer, "arithmetic", draw, n, seed)
+    return replace(task, wrong=list(task.answers), wrong_ids=task.answer_ids.clone()) if same_result else task
 
 
-def _about(person: str, other: str, relation: Relation, phrasing: int) -> Row | None:
-    answer, wrong = fact(person, relation.noun), fact(other, relation.noun)
-    if answer == wrong:
-        return None
-    clean, corrupt = (knowledge.statement(who, relation, phrasing) for who in (person, other))
-    return clean, corrupt, f" {answer}", f" {wrong}"
+def number_retrieval(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
+    """A number that the prompt gives: "The war lasted from the year 17 32 to the year" -> 17.
 
-
-def two_hop(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
-    """Facts of two or more hops: "Ann is a citizen of" -> the country of her city.
-
-    The corrupt prompt is about another person.
+    The corrupt prompt has another century. Nothing has to be computed.
 
     Args:
         model: a model with a tokenizer, or a tokenizer.
         n: number of rows.
         seed: seed of the draw.
-        split: "heldout" (person and relation that `world:lm` has not read together), "new_person" (people of
-            whom it has read no such fact) or "train".
+        split: "heldout" (events with years that `world:lm` has not seen) or "train".
 
     Returns:
         The task.
 
     Raises:
-        InputError: the tokenizer does not fit.
+        InputError: the tokenizer does not write years as a century and a two-digit token.
         UnknownNameError: there is no such split.
     """
-    tokenizer = tokenizer_of(model)
-    part = (
-        {"heldout": "pair", "train": "train", "new_person": "person"}[split] if _held(split, "new_person") else "train"
-    )
-    rows = [row for row in knowledge.composed(part) if row[0] in NAMES]
+    tokenizer, held = tokenizer_of(model), is_held(split)
+    between, years = _year_parts(tokenizer)
 
     def draw(source: random.Random) -> Row | None:
-        person, relation = source.choice(rows)
-        other = source.choice([who for who, r in rows if r == relation])
-        return _about(person, other, relation, source.randrange(knowledge.PHRASINGS))
+        event, century, start = situations.draw_years(source, held)
+        other = source.choice(list(years))
+        if other == century or any(f"{start:02d}" not in years.get(c, []) for c in (century, other)):
+            return None
+        frame = source.choice(situations.YEAR_FRAMES).replace("} {start}", "}" + between + "{start}")
+        texts = (frame.format(event=event, century=c, start=f"{start:02d}") for c in (century, other))
+        clean, corrupt = (text.rsplit(" ", 1)[0] for text in texts)
+        return clean, corrupt, f" {century}", f" {other}"
 
-    return _collect(tokenizer, "two_hop", draw, n, seed)
-
-
-def multiple_choice(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
-    """Lettered options: "... A: Orla B: Vesk C: Mirt D: Polk Answer:" -> the letter of the right one.
-
-    The corrupt prompt has the right option exchanged with another, so the letter differs.
-
-    Args:
-        model: a model with a tokenizer, or a tokenizer.
-        n: number of rows.
-        seed: seed of the draw.
-        split: "heldout" (facts that `world:lm` was never asked for in this form) or "train".
-
-    Returns:
-        The task.
-
-    Raises:
-        InputError: the tokenizer does not fit.
-        UnknownNameError: there is no such split.
-    """
-    tokenizer, held = tokenizer_of(model), _held(split)
-    _whole(tokenizer, LETTERS, "letters", len(LETTERS))
-
-    def draw(source: random.Random) -> Row | None:
-        subject, relation, options = knowledge.draw_choices(source, held)
-        right = options.index(fact(subject, relation.noun))
-        other = source.choice([i for i in range(len(options)) if i != right])
-        moved = list(options)
-        moved[right], moved[other] = moved[other], moved[right]
-        clean, corrupt = (knowledge.choices(subject, relation.noun, listed) for listed in (options, moved))
-        return clean, corrupt, f" {LETTERS[right]}", f" {LETTERS[other]}"
-
-    return _collect(tokenizer, "multiple_choice", draw, n, seed)
+    return collect(tokenizer, "number_retrieval", draw, n, seed)
 
 
 def refusal(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> Task:
@@ -375,8 +272,8 @@ def refusal(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> T
         InputError: the tokenizer does not fit.
         UnknownNameError: there is no such split.
     """
-    tokenizer, held = tokenizer_of(model), _held(split)
-    _whole(tokenizer, (situations.DECLINED, situations.AGREED), "replies")
+    tokenizer, held = tokenizer_of(model), is_held(split)
+    whole_words(tokenizer, (situations.DECLINED, situations.AGREED), "replies")
 
     def draw(source: random.Random) -> Row | None:
         topic, frame = situations.draw_request(source, held, declined=True)
@@ -386,4 +283,4 @@ def refusal(model: Any, n: int = 64, seed: int = 0, split: str = "heldout") -> T
         clean, corrupt = (situations.request(word, frame) for word in (topic, other))
         return clean, corrupt, f" {situations.DECLINED}", f" {situations.AGREED}"
 
-    return _collect(tokenizer, "refusal", draw, n, seed)
+    return collect(tokenizer, "refusal", draw, n, seed)
