@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from actinium.core.errors import InputError, UnknownNameError
 from actinium.papers import Evidence, Paper, catalogue, find, paper, registry, reproduce
+from actinium.papers.contract import claims_of, verdict_of
 
 ROOMS = {
     *("measure", "signal", "functions", "circuits", "features", "probes"),
@@ -148,3 +149,14 @@ def test_evidence_without_a_result_has_nothing_to_draw():
 def test_a_bar_in_a_name_does_not_split_the_row_of_the_markdown_table():
     text = Evidence(measured={"max |a - b|": 1.0}, claimed="c", holds=None).markdown()
     assert r"| max \|a - b\| | 1 |" in text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("parts", "holds"),
+    [([True, True], True), ([True, None], None), ([None, False], False), ([True, np.False_], False)],
+)
+def test_a_claim_of_parts_fails_with_one_and_is_open_with_one(parts, holds):
+    named = dict(zip("ab", parts, strict=True))
+    assert verdict_of(named) is holds
+    rows = claims_of(named)
+    assert [rows["claim: a"], rows["claim: b"]] == ["not judged" if p is None else bool(p) for p in parts]

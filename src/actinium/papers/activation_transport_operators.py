@@ -13,7 +13,7 @@ from torch import Tensor
 import actinium as ac
 from actinium.core.errors import InputError
 from actinium.core.result import Result
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -92,7 +92,7 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=all(parts.values()),
+        holds=verdict_of(parts),
         notes=(
             "The features are known directions in place of a sparse autoencoder's: unembedding rows of the most "
             f"frequent {TOP_TOKENS} tokens, {COMPONENTS} principal components of the later layer, and for world:lm "

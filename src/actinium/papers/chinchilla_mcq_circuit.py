@@ -8,7 +8,7 @@ import numpy as np
 
 import actinium as ac
 from actinium.core.errors import InputError
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -73,11 +73,11 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
             one["lost on random letters, rank 3"] > one["accuracy"] - one["accuracy, rank 3"] for one in numbers
         ),
     }
-    measured |= {f"claim: {name}": shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=all(parts.values()),
+        holds=verdict_of(parts),
         notes=(
             "A transformer of three blocks and width 64, trained on prompts that ask for the label of a value; one in "
             "five of its training prompts had random letters, which it hardly learnt to use, so that little can be "

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from actinium.core.result import Result
 
-__all__ = ["Evidence", "Paper"]
+__all__ = ["Evidence", "Paper", "claims_of", "verdict_of"]
 
 Scalar = bool | int | float | str
 VERDICTS = {
@@ -183,6 +183,18 @@ class Evidence:
         if self.settings:
             parts.append("**Settings.** " + ", ".join(f"{k} = `{v}`" for k, v in self.settings.items()))
         return "\n\n".join(parts) + "\n"
+
+
+def verdict_of(parts: Mapping[str, bool | None]) -> bool | None:
+    """Whether a claim of several parts holds: not where one fails, undecided where one cannot be judged."""
+    if any(shown is not None and not shown for shown in parts.values()):
+        return False
+    return None if any(shown is None for shown in parts.values()) else True
+
+
+def claims_of(parts: Mapping[str, bool | None]) -> dict[str, Scalar]:
+    """The parts of a claim as rows of what was measured."""
+    return {f"claim: {name}": "not judged" if shown is None else bool(shown) for name, shown in parts.items()}
 
 
 def _shown(value: Scalar) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import actinium as ac
 from actinium.core.errors import InputError, MissingExtraError
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -72,7 +72,7 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
         "more units keep their state": states > 0,
         "adversarial accuracy is not lower": robust > -0.01,
     }
-    measured |= {f"claim: {name}": shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     names = list(next(iter(table.values())))
     values = np.stack([[table[t][k] for k in names] for t in table])
     data = xr.Dataset(
@@ -81,7 +81,7 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=all(parts.values()),
+        holds=verdict_of(parts),
         notes=(
             "Means over seeds. A network of 64-128-128-10 units on scikit-learn's digits, half of them for testing; "
             "maps are integrated gradients of the true class, attacked by IFIA (top-k) with the prediction unchanged; "

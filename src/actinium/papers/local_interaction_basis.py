@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import actinium as ac
 from actinium.core.errors import InputError, MissingExtraError
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -72,11 +72,11 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
         "no more features of modular addition": modular["local"] <= modular["pca"],
         "fewer edges of the classifiers": max(ratios) < FEWER,
     }
-    measured |= {f"claim: {name}": shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=all(parts.values()),
+        holds=verdict_of(parts),
         notes=(
             "Networks of 64-64-64-10 units on scikit-learn's digits, accuracy on the half that training did not read; "
             "numbers of features count the constant. Edges are ablated in one section at a time, strongest kept, and "

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 import actinium as ac
 from actinium.core.errors import InputError
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -66,11 +66,11 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
         "embeddings form a helix": all(_is_helix(one, name) for one in numbers for name in ("Z", "N")),
         "not so with shuffled energies": shuffled[VOLUME] <= 0.95 and all(shuffled[name] <= 0.9 for name in ORDER),
     }
-    measured |= {f"claim: {name}": shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=all(parts.values()),
+        holds=verdict_of(parts),
         notes=(
             f"Means over seeds; {len(z)} nuclei with 8 to 160 protons and neutrons near stability, energies of the "
             "formula in MeV, width 64 and two blocks: far smaller and shorter than the paper's models, whose structure "

@@ -11,7 +11,7 @@ import xarray as xr
 import actinium as ac
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -90,11 +90,11 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
     for name, numbers in [*table.items(), *reversed_.items()]:
         measured |= {f"{name}: {what}": value for what, value in numbers.items()}
     parts = _claims(table, reversed_)
-    measured |= {f"claim: {name}": "not judged" if shown is None else shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=False if False in parts.values() else None if None in parts.values() else True,
+        holds=verdict_of(parts),
         notes=(
             "Numbers of recall are means over draws of the prompts, with the least and the largest ratio. Effects are "
             "normalised; peaks are in probability, as in the paper's figures. The paper's window is 5 of 48 layers, "

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import actinium as ac
 from actinium.core.errors import InputError
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -79,7 +79,7 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
                 numbers["mean gain of RelP"] > 0 and numbers["share of cases RelP is ahead"] > 0.5 if numbers else None
             )
             parts[f"RelP is closer to the patches, {site}"] = shown
-    measured |= {f"claim: {name}": "not judged" if shown is None else shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     if not quick:
         recall = {f"recall {i}": _recall(i) for i in range(seed, seed + draws)}
         for site in SITES:
@@ -87,7 +87,7 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=False if False in parts.values() else None if None in parts.values() else True,
+        holds=verdict_of(parts),
         notes=(
             "Pearson correlations over nodes with what `patch` measures. 'LN alone' is RelP with the rule for norms "
             "only, 'with AH' also has constant attention patterns. AtP* gives sizes only and is compared with the "

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import actinium as ac
 from actinium.core.errors import InputError, MissingExtraError
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -94,11 +94,11 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
             curve[f"CETT {c}: perplexity / dense"] < curve[f"{rule} at the share of CETT {c}: perplexity / dense"]
             for c in TRUNCATIONS
         )
-    measured |= {f"claim: {name}": shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=all(parts.values()),
+        holds=verdict_of(parts),
         notes=(
             "The text is drawn anew from the mixture that world:lm is trained on, as the paper's validation text is "
             "from its training mixture; for another model it is foreign text. The laws themselves need models "

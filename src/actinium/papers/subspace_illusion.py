@@ -13,7 +13,7 @@ from torch import Tensor
 import actinium as ac
 from actinium.core.errors import InputError
 from actinium.core.result import Result
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -89,7 +89,7 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=False if False in parts.values() else None if None in parts.values() else True,
+        holds=verdict_of(parts),
         notes=(
             "FLDD is the fractional logit-difference decrease on held-out pairs, 2 for a full flip. world:lm has no "
             "feature of name order at the last token of its indirect objects, where one head copies the name itself, "

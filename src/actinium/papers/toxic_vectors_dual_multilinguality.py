@@ -10,7 +10,7 @@ from torch import Tensor
 
 import actinium as ac
 from actinium.core.errors import InputError
-from actinium.papers.contract import Evidence
+from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
 __all__ = ["PAPER", "reproduce"]
@@ -73,11 +73,11 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
             min(fell(one, "activation")) > 0 and one["cosine of value vectors"] > 0.95 for one in numbers
         ),
     }
-    measured |= {f"claim: {name}": shown for name, shown in parts.items()}
+    measured |= claims_of(parts)
     return Evidence(
         measured=measured,
         claimed=CLAIMED,
-        holds=all(parts.values()),
+        holds=verdict_of(parts),
         notes=(
             "Means over seeds. Marked words stand for the attribute; the scorer is exact. Two blocks of width 64 that "
             "read both languages and translations. That retrieval predicts transfer is not examined: two languages "
