@@ -14,6 +14,7 @@ from actinium.circuits.patching.norms import ScaleWatch
 from actinium.core import replay
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
+from actinium.core.maps import is_linear, weight_after
 from actinium.core.model import Model
 from actinium.core.task import Task
 
@@ -50,17 +51,15 @@ def head_weights(model: Model, layer: int) -> tuple[Tensor, Tensor | None] | Non
 
     None where what the heads write passes through more than one linear map before it reaches the stream.
     """
-    row, block = model.tower.stack.block, model.tower.blocks[layer]
-    if row.attn_proj is None or not model.has(f"blocks.{layer}.attn.z"):
+    site = f"blocks.{layer}.attn.z"
+    if not model.has(site):
         return None
-    proj = block.get_submodule(row.attn_proj)
-    weight = getattr(proj, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
+    ((_, tap, _),) = model.resolve(site)
+    if tap.kind != "input" or not is_linear(tap.module):
         return None
-    # Conv1D keeps (in, out), Linear (out, in).
-    wide = weight if type(proj).__name__ == "Conv1D" else weight.T
-    bias = getattr(proj, "bias", None)
-    return wide.detach().unflatten(0, (model.n_heads, -1)), None if bias is None else bias.detach()
+    bias: Any = getattr(tap.module, "bias", None)
+    heads = weight_after(model, site).T.unflatten(0, (model.n_heads, -1))
+    return heads, None if bias is None else bias.detach()
 
 
 def writes(model: Model, inputs: Any, heads: bool = True) -> Writes:

@@ -12,6 +12,7 @@ from actinium.circuits.patching.nodes import Node
 from actinium.circuits.subspaces.directions import at_position, gradients_at
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
+from actinium.core.maps import weight_after
 from actinium.core.model import Model
 from actinium.core.recording import Recording
 from actinium.core.task import Task
@@ -34,18 +35,11 @@ def readout_weight(model: Model, site: str, head: int | None = None) -> Tensor:
         InputError: no linear map stands at the site, or the head is missing or not there.
         SiteError: the site does not exist.
     """
-    found = model.resolve(site)
-    if len(found) != 1:
-        raise InputError(f"{site!r} means {len(found)} sites; a read-out belongs to one")
-    ((known, tap, _),) = found
-    weight = getattr(tap.module, "weight", None)
-    if tap.kind != "input" or not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
-        raise InputError(
-            f"{known.name} is not read by one linear map; give readout=, for example reading_directions(...)"
-        )
-    out = weight.detach().cpu().double()
-    if type(tap.module).__name__ == "Conv1D":  # GPT-2 keeps the weight as (in, out)
-        out = out.T
+    try:
+        out = weight_after(model, site).cpu().double()
+    except InputError as error:
+        raise InputError(f"{error}; or give readout=, for example reading_directions(...)") from None
+    ((known, _, _),) = model.resolve(site)
     if "head" not in known.dims:
         if head is not None:
             raise InputError(f"{known.name} has no heads; its dimensions are {known.dims}")
