@@ -41,7 +41,7 @@ def test_commands_of_the_readme_exist(root):
 
     from actinium.cli.app import app
 
-    named = set(re.findall(r"^actinium (\w+)", (root / "README.md").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"^actinium ([\w-]+)", (root / "README.md").read_text(), flags=re.MULTILINE))
     assert named == set(get_command(app).commands)
 
 
