@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-__all__ = ["LENS", "NNSIGHT", "Lens", "lenses", "nnsight_recorder", "optional", "version_of"]
+__all__ = ["LENS", "NNSIGHT", "Lens", "hooked_lens", "lenses", "nnsight_recorder", "optional", "version_of"]
 
 LENS, NNSIGHT = "transformer-lens", "nnsight"
 
@@ -87,6 +87,14 @@ def lenses(module: GPT2LMHeadModel) -> list[Lens]:
         bridge = builder.build_bridge_from_module(own, "GPT2LMHeadModel", hf_config=own.config)
         made.append(Lens("TransformerLens TransformerBridge", bridge.eval()))
     return made
+
+
+def hooked_lens(module: GPT2LMHeadModel) -> Any:
+    """TransformerLens's `HookedTransformer` with the weights of `module`, or None where the installed one has none."""
+    library = optional("transformer_lens")
+    if library is None or optional("transformer_lens.HookedTransformer") is None:
+        return None
+    return _hooked(module, library)
 
 
 def _hooked(module: GPT2LMHeadModel, library: ModuleType) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actinium.core.alignment import linear_cka, mean_cosine
 from actinium.core.errors import InputError
 from actinium.core.model import Model
 from actinium.core.result import Result
@@ -20,37 +21,6 @@ __all__ = ["hsic", "layer_similarity", "linear_cka", "mean_cosine"]
 # Bytes of cross-covariances above which CKA is estimated from minibatches instead.
 MEMORY = 1 << 30
 MINIBATCH = 256
-
-
-def _paired(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2:
-        raise InputError(f"expected (n, d1) and (n, d2) with n >= 2, got {tuple(x.shape)} and {tuple(y.shape)}")
-    return x.double(), y.double()
-
-
-def mean_cosine(x: Tensor, y: Tensor) -> float:
-    """Cosine of the angle between row i of `x` and row i of `y`, (n, d) each, averaged over rows."""
-    x, y = _paired(x, y)
-    return float(torch.cosine_similarity(x, y, dim=1).mean())
-
-
-def linear_cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of two representations of the same n inputs.
-
-    Args:
-        x, y: (n, d1) and (n, d2).
-
-    Returns:
-        from 0 to 1; 1 where they differ by a rotation, a shift and one scale. NaN where one is constant.
-
-    Raises:
-        InputError: shapes do not fit.
-
-    Source: Kornblith et al., 2019, Similarity of neural network representations revisited, section 3.
-    """
-    x, y = _paired(x, y)
-    x, y = x - x.mean(0), y - y.mean(0)
-    return float((x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm()))
 
 
 def hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741 - the paper's letters

@@ -128,7 +128,10 @@ def test_reading_directions_hold_the_gradients():
         (lambda x, y: probe_direction(x, y, penalty=0), "above 0"),
         (lambda x, y: probe_direction(np.full_like(x, np.nan), y), "NaN"),
         (lambda x, y: orthonormal([[float("inf"), 1.0]]), "finite"),
-        (lambda x, y: readout_weight(architectures.shared("llama"), "blocks.1.resid_post"), "not the input of a linear"),
+        (
+            lambda x, y: readout_weight(architectures.shared("llama"), "blocks.1.resid_post"),
+            "not the input of a linear",
+        ),
         (lambda x, y: readout_weight(architectures.shared("llama"), "blocks.*.mlp.post"), "3 sites"),
         (lambda x, y: readout_weight(architectures.shared("llama"), "blocks.1.mlp.post", 0), "has no heads"),
         (lambda x, y: readout_weight(architectures.shared("llama"), "blocks.1.attn.z"), "from 0 to 3, not None"),
