@@ -169,3 +169,10 @@ def test_the_figure_shows_four_curves_and_the_provenance_the_seed(lm, changed):
     got = compare.fact_query_gap(lm, changed, FACTS, QUERIES, seed=3)
     assert len(got.plot().lines) == 4
     assert got.provenance["seed"] == 3 and got.paper == "fact-vs-query-similarity"
+
+
+def test_the_reproduction_takes_no_other_model(lm):
+    from actinium.papers import reproduce
+
+    with pytest.raises(InputError, match="fact_query_gap"):
+        reproduce(4, model=lm)

@@ -166,6 +166,10 @@ def test_batches_of_variants_and_rows_and_what_is_held_change_nothing():
     assert expected.dtype == torch.float64
     torch.testing.assert_close(whole.run(kept), expected, atol=1e-11, rtol=0)
     torch.testing.assert_close(Wiring(model, PADDED, batch_size=2).run(kept), expected, atol=1e-11, rtol=0)
+    # So little memory that the variants run one after the other.
+    narrow = Wiring(model, PADDED, memory=sum(whole._sizes) + 1, progress=True)
+    assert narrow._beside(narrow._rows[0]) == 1
+    torch.testing.assert_close(narrow.run(kept), expected, atol=1e-11, rtol=0)
     whole.hold(kept[0])
     assert torch.equal(whole.held.bool(), kept[0])
     torch.testing.assert_close(whole.run(kept), expected, atol=1e-11, rtol=0)

@@ -133,7 +133,7 @@ def _warn_if_better_without(wiring: Wiring) -> None:
 
 def _graph(wiring: Wiring, runs: list[_Search], record: dict[str, Any]) -> CircuitGraph:
     layout, sign = wiring.layout, -sign_of(wiring.metric)
-    scores = torch.full((layout.n_edges,), torch.inf, dtype=torch.float64)
+    scores = np.full(layout.n_edges, np.inf)
     for run in reversed(runs):
         scores[~run.mask] = run.tau
     taus = [r.tau for r in runs]
@@ -143,7 +143,7 @@ def _graph(wiring: Wiring, runs: list[_Search], record: dict[str, Any]) -> Circu
         more = {name: value for name, (value,) in each.items()}
     else:
         each["kept_at"] = [r.mask for r in runs]
-        more = {name: xr.DataArray(torch.stack(values).numpy(), dims=("tau", "edge")) for name, values in each.items()}
+        more = {name: xr.DataArray(np.stack(values), dims=("tau", "edge")) for name, values in each.items()}
     totals = {
         "metric_kept": [sign * r.current for r in runs],
         "metric_full": [sign * r.full for r in runs],
@@ -199,9 +199,9 @@ class _Search:
     def __post_init__(self) -> None:
         layout = self.wiring.layout
         self.sign = -sign_of(self.wiring.metric)
-        self.mask = torch.ones(layout.n_edges, dtype=torch.bool)
-        self.effect = torch.full((layout.n_edges,), torch.nan, dtype=torch.float64)
-        self.step = torch.full((layout.n_edges,), -1)
+        self.mask = np.ones(layout.n_edges, dtype=bool)
+        self.effect = np.full(layout.n_edges, np.nan)
+        self.step = np.full(layout.n_edges, -1)
         self.decisions: list[int] = [0] * sum(len(visit.steps) for visit in self.plan)
         self.full = self.current = float(self.sign * self.wiring.clean.mean())
         self.evaluations, self.ahead = 0, FIRST
@@ -219,20 +219,20 @@ class _Search:
             raise
 
     def _visit(self, visit: Visit, first: int, tick: Callable[[int], None]) -> None:
-        receivers = self.wiring.layout.pairs[:, 1]
-        heard = reaching(self.wiring.layout, self.mask)
-        for at, unheard in enumerate(visit.steps):
+        layout = self.wiring.layout
+        heard = reaching(layout, torch.from_numpy(self.mask))[layout.pairs[:, 1]].tolist()
+        for at, edges in enumerate(visit.steps):
             # No decision of this visit changes what is heard: its inputs do not feed one another.
-            if not bool(heard[receivers[unheard[0]]]):
-                self._decide(first + at, list(unheard), UNHEARD, self.current)
+            if not heard[edges[0]]:
+                self._decide(first + at, edges, UNHEARD, self.current)
         self._hold(visit.stage)
         self.ahead = min(self.ahead, FIRST)
         recent: list[bool] = []
         at = 0
         while at < len(visit.steps):
-            edges = list(visit.steps[at])
+            edges = visit.steps[at]
             known = self.log.known(first + at)
-            if not bool(self.mask[edges].any()):
+            if not any(self.mask[e] for e in edges):
                 at += 1
             elif known is not None:
                 self._decide(first + at, edges, *known)
@@ -245,9 +245,10 @@ class _Search:
     def _hold(self, stage: int) -> None:
         """What lies below is run once, unless the run that is held has the same edges there."""
         wiring = self.wiring
-        differs = self.mask != wiring.held.cpu().bool()
+        mask = torch.from_numpy(self.mask)
+        differs = mask != wiring.held.cpu()
         if bool((differs & (wiring.stage < stage)).any()):
-            wiring.hold(self.mask)
+            wiring.hold(mask)
 
     def _ahead(self, visit: Visit, first: int, at: int, recent: list[bool]) -> int:
         """Try the next decisions in one batch; returns the first step that is not decided.
@@ -255,20 +256,20 @@ class _Search:
         Each variant takes away its own edges and those of the decisions before it as they are guessed; the variants
         after a wrong guess say nothing.
         """
-        masks, tried, mask = [], [], self.mask.clone()
+        masks, tried, mask = [], [], self.mask
         for step in range(at, len(visit.steps)):
-            edges = list(visit.steps[step])
-            if not bool(mask[edges].any()):
+            edges = visit.steps[step]
+            if not any(mask[e] for e in edges):
                 continue
-            without = mask.clone()
-            without[edges] = False
+            without = mask.copy()
+            without[list(edges)] = False
             guess = self._guess(first + step, recent)
             masks.append(without)
             tried.append((step, edges, guess))
             mask = without if guess else mask
             if len(masks) == self.ahead:
                 break
-        values = (self.sign * self.wiring.run(torch.stack(masks)).mean(1)).tolist()
+        values = (self.sign * self.wiring.run(torch.from_numpy(np.stack(masks))).mean(1)).tolist()
         self.evaluations += len(values)
         for n, ((step, edges, guess), value) in enumerate(zip(tried, values, strict=True)):
             change = value - self.current
@@ -292,7 +293,7 @@ class _Search:
         last = recent[-RECENT:]
         return 2 * sum(last) >= len(last)
 
-    def _decide(self, step: int, edges: list[int], decision: int, value: float) -> None:
+    def _decide(self, step: int, edges: tuple[int, ...], decision: int, value: float) -> None:
         self.decisions[step] = decision
         self.log.add(step, decision, value)
         taken = [e for e in edges if self.mask[e]]

@@ -124,7 +124,7 @@ class Reader:
             torch.bmm(z, self.weight(i, "out").to(out), out=out[place : place + heads].view(heads, rows * pos, width))
             out[place + heads] = parts.mlps[i][:, first:]
         if not bool(mask.all()):
-            out.mul_(mask[:, first:].to(out)[None, :, :, None])
+            out.masked_fill_(~mask[:, first:].to(out.device)[None, :, :, None], 0.0)
         return out
 
     def weight(self, block: int, kind: str) -> Tensor:
@@ -301,7 +301,7 @@ def _through(norm: nn.Module | None, stream: Tensor, gradient: Tensor) -> Tensor
     if norm is None:
         return gradient
     with torch.enable_grad():
-        point = stream.to(stream.dtype).requires_grad_()
+        point = stream.detach().requires_grad_()
         out = norm(point)
         (found,) = torch.autograd.grad(out, point, gradient.to(out.dtype), is_grads_batched=True)
     return found.to(gradient.dtype)

@@ -103,6 +103,7 @@ class WiredRows:
         blocks: its blocks.
         calls: the clean run of these rows.
         first: the first column that can differ between runs; the ones before it are not run again.
+        dtype: of sums over senders.
     """
 
     def __init__(
@@ -122,35 +123,23 @@ class WiredRows:
         """What ablated edges carry: nothing, or what the senders wrote in another run of these rows."""
         self.ablated = None if values is None else values.below
         self.ablated_last = None if values is None else values.last
-        shape = self.rows * self.n * self.width
         bias = torch.zeros(self.width, dtype=self.dtype, device=self.calls.start.device)
-        zero = bias.new_zeros(shape)
+        heads = 0 if self.layout.parallel else self.layout.n_heads
         self.bases: list[tuple[Tensor, Tensor]] = []
-        total, last = zero, zero[: self.rows * self.width]
-        done = 0
-
-        def upto(n: int) -> None:
-            nonlocal total, last, done
-            if values is not None and n > done:
-                if n <= len(values.below):
-                    total = total + values.below[done:n].sum(0)
-                last = last + values.last[done:n].sum(0)
-            done = max(done, n)
-
         for i, block in enumerate(self.blocks):
-            upto(self.below[i])
-            attention = total + bias.repeat(self.rows * self.n)
-            own = block.out_bias
-            after = bias if own is None else bias + own.to(bias)
+            after = bias if block.out_bias is None else bias + block.out_bias.to(bias)
             final = i == self.layout.n_layers - 1
-            if not self.layout.parallel:
-                upto(self.below[i] + self.layout.n_heads)
-                bias, after = after, after
-            mlp = last + bias.repeat(self.rows) if final else total + bias.repeat(self.rows * self.n)
-            bias = after
+            attention = self._base(self.below[i], bias, False)
+            mlp = self._base(self.below[i] + heads, bias if self.layout.parallel else after, final)
             self.bases.append((attention, mlp))
-        upto(self.below[-1])
-        self.base_logits = last + bias.repeat(self.rows)
+            bias = after
+        self.base_logits = self._base(self.below[-1], bias, True)
+
+    def _base(self, senders: int, bias: Tensor, last: bool) -> Tensor:
+        """What an input reads with every edge ablated, at the columns that are run or at the last one."""
+        source = self.ablated_last if last else self.ablated
+        out = bias.repeat(self.rows * (1 if last else self.n))
+        return out if source is None else out + source[:senders].sum(0)
 
     # Running ----------------------------------------------------------------------------------------------------
 

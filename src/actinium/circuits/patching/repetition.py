@@ -118,6 +118,7 @@ def repeated_tokens(model: Model, n: int = 64, length: int = 8, seed: int = 0) -
 
 
 def start_ids(model: Model) -> list[int]:
+    """The BOS token that prompts of a model start with, or nothing."""
     for owner in (model.tokenizer, model.config):
         found = getattr(owner, "bos_token_id", None)
         if isinstance(found, int):
