@@ -82,3 +82,38 @@ def test_what_does_not_fit_together_is_refused_in_one_line(invoke, options, why)
     assert done.exit_code == 2
     assert why in done.output
     assert "Traceback" not in done.output
+
+
+def test_a_stopped_search_goes_on_where_it_was(tmp_path, monkeypatch):
+    from actinium.circuits.graph.wiring import Wiring
+
+    known = ac.world.compiled.build("induction")
+    known.model.module.save_pretrained(tmp_path / "model")
+    known.model.tokenizer.save_pretrained(tmp_path / "model")
+    pairs = known.task(n=8).save(tmp_path / "pairs.jsonl")
+    out = tmp_path / "out"
+    options = [str(tmp_path / "model"), "--task", str(pairs), "--method", "acdc", "--tau", "0.1"]
+    run, calls = Wiring.run, []
+
+    def counted(self, kept):
+        calls.append(len(kept))
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return run(self, kept)
+
+    monkeypatch.setattr(Wiring, "run", counted)
+    stop = 0
+    whole = CliRunner().invoke(app, ["circuit", *options])
+    needed, stop = len(calls), 10
+    calls.clear()
+    stopped = CliRunner().invoke(app, ["circuit", *options, "--out", str(out)])
+    assert stopped.exit_code == 130
+    assert "not taken away so far" in stopped.output and "goes on from" in stopped.output
+    assert (out / "acdc.safetensors").is_file()
+    stop = 0
+    calls.clear()
+    done = CliRunner().invoke(app, ["circuit", *options, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert len(calls) < needed
+    assert done.output.startswith(whole.output)
+    assert not (out / "acdc.safetensors").exists()

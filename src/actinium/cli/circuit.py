@@ -15,6 +15,7 @@ __all__ = ["circuit"]
 
 SHARE = 50
 TAU = 0.01
+KEPT = "acdc.safetensors"
 
 
 class Finder(StrEnum):
@@ -74,11 +75,11 @@ def circuit(
     """Find the edges of MODEL that a task needs, show the strongest and how faithful they are alone.
 
     Where a method only scores edges, those with the largest scores are kept, less those on no path from the input to
-    the logits.
+    the logits. With --out a search by acdc that was stopped goes on where it was.
     """
     from actinium import circuits
+    from actinium.cli.folders import make_folder
     from actinium.cli.progress import hide_weight_bars
-    from actinium.core.errors import InputError
     from actinium.core.loading import load
 
     _check(method, top, greedy, threshold, tau, steps, ablation)
@@ -86,10 +87,7 @@ def circuit(
     loaded = load(model, device=device)
     pairs = circuits.named_task(loaded, task, n=n, seed=seed)
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {out}: {error.strerror}") from None
+        make_folder(out)
     wired = {"ablation": ablation.value, "reference": pairs if ablation is Ablation.mean else None}
     more: dict[str, Any] = {"batch_size": batch_size}
     if method is Finder.hisp:
@@ -101,7 +99,13 @@ def circuit(
         )
     elif method is Finder.acdc:
         limit = TAU if tau is None else tau
-        found = circuits.acdc(loaded, pairs, limit, metric=metric or "kl", progress=True, **wired, **more)
+        more |= {"metric": metric or "kl", "progress": True, "resume": None if out is None else out / KEPT}
+        try:
+            found = circuits.acdc(loaded, pairs, limit, **wired, **more)
+        except circuits.Interrupted as stopped:
+            graph: Any = stopped.partial
+            typer.echo(f"{graph.n_kept:,} of {graph.layout.n_edges:,} edges not taken away so far")
+            raise
     else:
         more |= {"metric": metric, "steps": 5 if steps is None else steps, "progress": True}
         found = circuits.edge_attribution(loaded, pairs, method=method.value, **wired, **more)
@@ -166,4 +170,5 @@ def _show(found: CircuitGraph, faithful: Any, metric: str, rows: int, out: Path 
     page = found.json() | {"metric": metric, **numbers}
     (out / "circuit.json").write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
     found.save(out / "circuit.zarr")
+    (out / KEPT).unlink(missing_ok=True)
     typer.echo(f"saved: {out}: {', '.join(names)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -64,6 +64,7 @@ def patch(
     With --out a sweep that was stopped goes on where it was.
     """
     from actinium import circuits
+    from actinium.cli.folders import make_folder
     from actinium.cli.progress import hide_weight_bars
     from actinium.core.errors import InputError
     from actinium.core.loading import load
@@ -72,10 +73,7 @@ def patch(
     loaded = load(model, device=device)
     pairs = circuits.named_task(loaded, task, n=n, seed=seed)
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot write to {out}: {error.strerror}") from None
+        make_folder(out)
     options: dict[str, Any] = {"metric": metric, "seed": seed, "batch_size": batch_size}
     if mode is not None:
         if method in ABLATIONS:
@@ -91,7 +89,7 @@ def patch(
         found = _function(method)(loaded, pairs, at, over if over is not None else _over(loaded, at, method), **options)
     except circuits.Interrupted as stopped:
         if stopped.partial is not None:
-            _show(stopped.partial, top, None)
+            _show(cast("Effects", stopped.partial), top, None)
         raise
     _show(found, top, out)
 

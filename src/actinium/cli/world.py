@@ -77,7 +77,7 @@ def train(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from actinium.core.errors import InputError
+    from actinium.cli.folders import make_folder
     from actinium.world.choices import ChoicesRecipe
     from actinium.world.modular_train import ModularRecipe
     from actinium.world.recipe import Recipe
@@ -92,11 +92,7 @@ def train(
     recipe = replace(recipes[name], seed=seed)
     if steps is not None:
         recipe = replace(recipe, steps=steps)
-    folder = out or Path(f"world-{name}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {str(folder)!r}: {error.strerror}") from None
+    folder = make_folder(out or Path(f"world-{name}"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task("training", total=recipe.steps)

@@ -12,7 +12,7 @@ from torch import Tensor
 from actinium.core.errors import InputError, LoadError
 
 if TYPE_CHECKING:
-    from actinium.circuits.patching.effects import Effects
+    from actinium.core.result import Result
 
 __all__ = ["Interrupted", "Ledger"]
 
@@ -20,13 +20,14 @@ FORMAT = 1
 
 
 class Interrupted(KeyboardInterrupt):
-    """A sweep was stopped.
+    """A sweep or a search was stopped.
 
     Attributes:
-        partial: the effects of what was finished: of all nodes over fewer rows, or NaN at nodes that were not reached.
+        partial: of a sweep the effects of what was finished, of all nodes over fewer rows, or NaN at nodes not
+            reached; of ACDC the graph so far.
     """
 
-    def __init__(self, message: str, partial: Effects | None = None) -> None:
+    def __init__(self, message: str, partial: Result | None = None) -> None:
         super().__init__(message)
         self.partial = partial
 
