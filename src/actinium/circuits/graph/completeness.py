@@ -110,8 +110,7 @@ def completeness(
     data["parts"] = ("set", [_label(k) for k in names.values()])
     data |= {"worst": ((), float(difference.max())), "m_full": ((), full), "m_empty": ((), none)}
     found = xr.Dataset(data, coords={"set": list(names)})
-    how = sets if isinstance(sets, str) else {k: sorted(v) for k, v in names.items()}
-    made = origin(wiring, circuit, sets=how, n=n, probability=probability, seed=seed)
+    made = origin(wiring, circuit, sets=_written(sets, names), n=n, probability=probability, seed=seed)
     return Knockouts(found, "completeness", "activation-patching-guide", made)
 
 
@@ -176,8 +175,7 @@ def minimality(
         "plot": {"kind": "bar", "variables": ["score", "alone"], "ylabel": "change of the metric / that of the model"}
     }
     found = xr.Dataset(data, coords={"node": parts}, attrs=hints)
-    how = sets if isinstance(sets, str) else {k: sorted(v) for k, v in names.items()}
-    made = origin(wiring, circuit, sets=how, n=n, probability=probability, seed=seed)
+    made = origin(wiring, circuit, sets=_written(sets, names), n=n, probability=probability, seed=seed)
     return Result(found, "minimality", "activation-patching-guide", made)
 
 
@@ -208,6 +206,11 @@ def _parts(circuit: CircuitGraph) -> list[str]:
     if not parts:
         raise InputError("the circuit holds no head and no MLP that could be taken away")
     return parts
+
+
+def _written(sets: Sets, names: Mapping[str, frozenset[str]]) -> Any:
+    """The choice of sets as a provenance keeps it."""
+    return sets if isinstance(sets, str) else {name: sorted(parts) for name, parts in names.items()}
 
 
 def _label(names: Iterable[str]) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import xarray as xr
 from torch import Tensor
 
+from actinium.circuits.patching.readout import held_readout
 from actinium.circuits.patching.repetition import start_ids, word_ids
-from actinium.circuits.reading.readout import check_readout, head_weights, held_readout, tokens_of
+from actinium.circuits.reading.readout import check_readout, head_weights
 from actinium.core.errors import InputError, SiteError
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
+from actinium.core.recording import Recording
 from actinium.core.result import Result
 from actinium.core.task import Task
 
@@ -53,14 +56,15 @@ def head_roles(
     if task is not None:
         check_readout(model, task)
     ids, start = _sequences(model, n, length, seed)
-    patterns, outputs, stream = _heads(model, ids)
+    rec = _recorded(model, ids)
+    patterns = torch.stack([rec[f"blocks.{i}.attn.pattern"] for i in range(model.n_layers)])
     second = torch.arange(start + length, start + 2 * length)
     rows = patterns[:, :, :, second]
     scores = {
         "previous_token": patterns.diagonal(-1, dim1=-2, dim2=-1)[..., start:].mean((1, 3)),
         "duplicate_token": _along(rows, second - length),
         "induction": _along(rows, second - length + 1),
-        "copying": _copying(model, ids, rows, outputs[:, :, second], stream[:, second], top),
+        "copying": _copying(model, ids, rows, rec, second, top),
     }
     if task is not None:
         scores["name_mover"] = _movers(model, task, top)
@@ -81,20 +85,28 @@ def _sequences(model: Model, n: int, length: int, seed: int) -> tuple[Tensor, in
     return torch.cat([torch.tensor(start).expand(n, -1).long(), rows, rows], 1), len(start)
 
 
-def _heads(model: Model, inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Patterns (layer, row, head, query, key), outputs (layer, row, pos, head, d_model), final stream."""
-    last = f"blocks.{model.n_layers - 1}.resid_post"
+def _recorded(model: Model, inputs: Any) -> Recording:
+    """Patterns and values of all heads, and the final stream."""
     with torch.no_grad():
-        rec = model.record(inputs, ["blocks.*.attn.pattern", "blocks.*.attn.z", last])
-    outputs = []
+        return model.record(inputs, ["blocks.*.attn.pattern", "blocks.*.attn.z", _final(model)])
+
+
+def _final(model: Model) -> str:
+    return f"blocks.{model.n_layers - 1}.resid_post"
+
+
+def _highest(model: Model, rec: Recording, positions: Any, top: int) -> Iterator[list[Tensor]]:
+    """For each layer and head (row, pos, top): the highest logits of what it writes there, the final norm held."""
+    stream = rec[_final(model)][:, positions]
+    read = held_readout(model, stream)
+    silent = read(torch.zeros_like(stream))
     for layer in range(model.n_layers):
         found = head_weights(model, layer)
         if found is None:
             raise InputError(f"what the heads of {model.name} write is not known, so neither what they copy")
-        z = rec[f"blocks.{layer}.attn.z"]
-        outputs.append(torch.einsum("rphe,hed->rphd", z, found[0].to(z)))
-    patterns = torch.stack([rec[f"blocks.{i}.attn.pattern"] for i in range(model.n_layers)])
-    return patterns, torch.stack(outputs), rec[last]
+        z = rec[f"blocks.{layer}.attn.z"][:, positions]
+        weights = found[0].to(z)
+        yield [(read(z[:, :, head] @ weights[head]) - silent).topk(top, -1).indices.cpu() for head in range(z.shape[2])]
 
 
 def _along(rows: Tensor, keys: Tensor) -> Tensor:
@@ -103,38 +115,31 @@ def _along(rows: Tensor, keys: Tensor) -> Tensor:
     return rows.gather(-1, index).mean((1, 3, 4))
 
 
-def _copying(model: Model, ids: Tensor, rows: Tensor, outputs: Tensor, stream: Tensor, top: int) -> Tensor:
+def _copying(model: Model, ids: Tensor, rows: Tensor, rec: Recording, second: Tensor, top: int) -> Tensor:
     """(layer, head) share of queries whose most attended token is among the highest logits of the head's output."""
     attended = rows.argmax(-1)  # (layer, row, head, query)
     batch = torch.arange(len(ids)).view(1, -1, 1, 1)
     tokens = ids[batch, attended.cpu()]
-    read = held_readout(model, stream)
-    silent = read(torch.zeros_like(stream))
-    shares = []
-    for layer, out in enumerate(outputs):
-        heads = []
-        for head in range(out.shape[2]):
-            best = (read(out[:, :, head]) - silent).topk(top, -1).indices.cpu()
-            heads.append((best == tokens[layer, :, head, :, None]).any(-1).double().mean())
-        shares.append(torch.stack(heads))
-    return torch.stack(shares)
+    return torch.stack(
+        [
+            torch.stack([(b == tokens[layer, :, h, :, None]).any(-1).double().mean() for h, b in enumerate(best)])
+            for layer, best in enumerate(_highest(model, rec, second, top))
+        ]
+    )
 
 
 def _movers(model: Model, task: Task, top: int) -> Tensor:
     """(layer, head) share of prompts at whose end the head attends to the answer and copies it."""
-    patterns, outputs, stream = _heads(model, tokens_of(task))
+    rec = _recorded(model, task.prompts())
     names = _candidates(task)
-    rows = patterns[:, :, :, -1].cpu().masked_fill(~names[None, :, None], -1.0)  # (layer, row, head, key)
+    rows = torch.stack([rec[f"blocks.{i}.attn.pattern"][:, :, -1] for i in range(model.n_layers)]).cpu()
+    rows = rows.masked_fill(~names[None, :, None], -1.0)  # (layer, row, head, key)
     place = rows.argmax(-1)
     token = task.clean_ids[torch.arange(len(task)).view(1, -1, 1), place]
     right = (token == task.answer_ids.view(1, -1, 1)) & names.any(1).view(1, -1, 1)
-    end = stream[:, -1]
-    read = held_readout(model, end)
-    silent = read(torch.zeros_like(end))
     found = []
-    for layer, out in enumerate(outputs):
-        best = [(read(out[:, -1, head]) - silent).topk(top, -1).indices.cpu() for head in range(out.shape[2])]
-        copied = torch.stack([(b == task.answer_ids[:, None]).any(-1) for b in best], 1)
+    for layer, best in enumerate(_highest(model, rec, slice(-1, None), top)):
+        copied = torch.stack([(b[:, 0] == task.answer_ids[:, None]).any(-1) for b in best], 1)
         found.append((right[layer] & copied).double().mean(0))
     return torch.stack(found)
 
