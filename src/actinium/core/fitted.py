@@ -21,7 +21,7 @@ KEY = "actinium.fitted"
 def write_fitted(
     path: str | os.PathLike[str], kind: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], **more: Any
 ) -> Path:
-    """Write a fitted estimator to one file.
+    """Write a fitted estimator to one file, whole or not at all.
 
     Args:
         path: the file; its folder is made if absent.
@@ -39,13 +39,15 @@ def write_fitted(
     from safetensors.torch import save_file
 
     path = Path(path)
+    partial = path.with_name(path.name + ".partial")
     try:
         text = json.dumps({"format": FORMAT, "kind": kind, "settings": dict(settings), **more})
     except TypeError as error:
         raise InputError(f"the settings of this {kind} cannot be saved: {error}") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path, metadata={KEY: text})
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, partial, metadata={KEY: text})
+        partial.replace(path)
     except OSError as error:
         raise InputError(f"cannot write to {path}: {error.strerror}") from error
     return path

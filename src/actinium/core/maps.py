@@ -26,7 +26,7 @@ def weight_after(model: Model, site: str) -> Tensor:
             `module_in:<path of a linear map>`.
 
     Raises:
-        InputError: the site is not the input of one linear map.
+        InputError: the site is not the input of one linear map, or its weight is offloaded or quantised.
         SiteError: the site does not exist.
     """
     found = model.resolve(site)
@@ -40,5 +40,7 @@ def weight_after(model: Model, site: str) -> Tensor:
         )
     kept: Any = tap.module.weight
     weight: Tensor = kept.detach()
+    if weight.is_meta or not weight.is_floating_point():
+        raise InputError(f"the weight after {known.name} is not in memory as numbers ({weight.device}, {weight.dtype})")
     # Conv1D keeps (in, out), Linear (out, in).
     return weight.T if type(tap.module).__name__ == "Conv1D" else weight

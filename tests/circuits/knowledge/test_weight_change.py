@@ -78,7 +78,7 @@ def test_other_files_and_other_parameters_are_refused(lm, tmp_path):
     (tmp_path / "broken").write_bytes(b"nothing")
     with pytest.raises(LoadError, match="cannot read"):
         WeightChange.load(tmp_path / "broken", lm)
-    with pytest.raises(LoadError, match="not a change"):
+    with pytest.raises(LoadError, match="no change of weights"):
         WeightChange.load(lm_file(), lm)
     with pytest.raises(InputError, match=r"did you mean 'model\.layers\.1\.mlp\.down_proj"):
         WeightChange(lm, {"model.layers.1.mlp.downproj.weight": torch.zeros(1)})
@@ -94,7 +94,7 @@ def lm_file():
 
 def test_covariance_is_the_mean_outer_product_of_the_keys(lm):
     found = key_covariance(lm, TEXTS, [1, 4], batch_size=2)
-    rec = lm.record(TEXTS, "blocks.{1,4}.mlp.post", dtype=torch.float64)
+    rec = lm.record(TEXTS, "blocks.{1,4}.mlp.post", dtype=torch.float64, batch_size=2)
     for layer in (1, 4):
         keys = rec[f"blocks.{layer}.mlp.post"][rec.mask]
         assert torch.allclose(found.matrices[layer], keys.T @ keys / len(keys), atol=1e-12)
@@ -121,7 +121,7 @@ def test_saved_covariances_are_read_back(covariance, tmp_path):
     again = KeyCovariance.load(covariance.save(tmp_path / "keys.safetensors"))
     assert torch.equal(again[5], covariance[5])
     assert again.tokens == covariance.tokens
-    with pytest.raises(LoadError, match="not a readable"):
+    with pytest.raises(LoadError, match="cannot read the key covariance"):
         KeyCovariance.load(tmp_path / "absent")
 
 

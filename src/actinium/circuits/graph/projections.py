@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from actinium.circuits.graph.layout import Layout
 from actinium.core import taps
 from actinium.core.errors import InputError
+from actinium.core.maps import is_linear
 from actinium.core.model import Model
 
 __all__ = ["BlockProjections", "HeadMap", "projections"]
@@ -255,9 +256,8 @@ def _linear(block: nn.Module, attn: str, proj: str) -> list[nn.Module]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    known = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    return known and isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim == 2
+    """Whether it is a linear map whose weight is at hand as numbers: not quantised."""
+    return is_linear(module) and isinstance(module.weight, Tensor) and module.weight.is_floating_point()
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

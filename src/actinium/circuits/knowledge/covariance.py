@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor
 
 from actinium.circuits.knowledge.weights import down_projections
-from actinium.core.errors import InputError, LoadError
+from actinium.core.errors import InputError
+from actinium.core.fitted import read_fitted, write_fitted
 from actinium.core.model import Model
 from actinium.core.reducers import Covariance
 
 __all__ = ["KeyCovariance", "key_covariance"]
 
-FORMAT = 1
+KIND = "key covariance"
 # Eigenvalues below this share of the largest are rounding: the matrix counts as singular.
 SMALLEST = 1e-12
 
@@ -82,16 +82,8 @@ class KeyCovariance:
 
     def save(self, path: str | Path) -> Path:
         """Write to one safetensors file."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        note = {"format": FORMAT, "tokens": {str(k): v for k, v in self.tokens.items()}, "ridge": self.ridge}
-        partial = path.with_name(path.name + ".partial")
-        save_file(
-            {str(k): m for k, m in self.matrices.items()}, partial, {"actinium": json.dumps(note, sort_keys=True)}
-        )
-        partial.replace(path)
-        return path
+        matrices = {str(k): m for k, m in self.matrices.items()}
+        return write_fitted(path, KIND, matrices, {"ridge": self.ridge}, tokens=self.tokens)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -100,15 +92,8 @@ class KeyCovariance:
         Raises:
             LoadError: the file is missing, damaged or something else.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                note = json.loads((file.metadata() or {}).get("actinium", "null"))
-                matrices = {int(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-            return cls(matrices, {int(k): v for k, v in note["tokens"].items()}, note["ridge"])
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise LoadError(f"{path} is not a readable key covariance: {error}") from None
+        about, matrices = read_fitted(path, KIND)
+        return cls({int(k): m for k, m in matrices.items()}, about["tokens"], **about["settings"])
 
 
 def key_covariance(

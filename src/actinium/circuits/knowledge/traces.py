@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from actinium.circuits.knowledge.encoding import Prompt, PromptBatch
-from actinium.circuits.knowledge.weights import check_writes, down_projections, rows_of_weight
+from actinium.circuits.knowledge.weights import check_writes, down_projections
 from actinium.circuits.patching.norms import ScaleWatch
-from actinium.core import replay
+from actinium.circuits.patching.readout import held_readout, without_cap
 from actinium.core.edits import Add
 from actinium.core.errors import InputError
+from actinium.core.maps import weight_after
 from actinium.core.model import Model
 
 __all__ = ["Trace", "Traces"]
@@ -76,12 +76,7 @@ class Traces:
 
     def head_values(self, layer: int) -> Tensor:
         """(head, d_head, d_model): what a unit of attention writes where it is 1."""
-        tower = self.model.tower
-        path = tower.stack.block.attn_proj
-        if path is None:
-            raise InputError(f"block {layer} of {self.model.name} has no output projection of its heads")
-        weight = rows_of_weight(tower.blocks[layer].get_submodule(path), f"the output projection of block {layer}")
-        return weight.unflatten(0, (tower.heads, -1))
+        return weight_after(self.model, self.site(layer, "attn.z")).T.unflatten(0, (self.model.tower.heads, -1))
 
     @cached_property
     def linear(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -116,11 +111,12 @@ class Trace:
         self.traces, self.row, self.target = traces, row, traces.targets[row]
         self.last = int(traces.batch.last[row])
         stream = self.at(traces.n_layers - 1, "resid_post")
-        self.read, constant = _held(traces.model, stream)
+        whole = held_readout(traces.model, stream[None], uncapped=True)
+        constant = whole(torch.zeros_like(stream)[None])[0]
+        self.read: Callable[[Tensor], Tensor] = lambda x: whole(x) - constant
         if not 0 <= self.target < len(logits):
             raise InputError(f"token ids go from 0 to {len(logits) - 1}, not {self.target}")
-        cap = getattr(traces.model.config, "final_logit_softcapping", None)
-        wanted = (cap * torch.atanh(logits / cap) if cap else logits).float()
+        wanted = without_cap(traces.model, logits)
         missed = float((self.read(stream[None])[0] + constant - wanted).abs().max() / wanted.abs().max())
         if missed > max(TOLERANCE, 4 * torch.finfo(logits.dtype).eps):
             raise InputError(
@@ -169,31 +165,3 @@ class Trace:
             (gradient,) = torch.autograd.grad(number, zero, retain_graph=True)
             known[site, unit] = gradient[self.row, position]
         return known[site, unit], float(number.detach())
-
-
-def _held(model: Model, stream: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The read-out (n, d_model) -> (n, d_vocab) with the scale of the final norm held, and what biases add to it."""
-    kept: list[Tensor] = []
-
-    def keep(scale: Tensor) -> Tensor:
-        kept.append(scale)
-        return scale
-
-    cap: Any = getattr(model.config, "final_logit_softcapping", None)
-
-    def tail(x: Tensor) -> Tensor:
-        logits = replay.tail(model, x).float()
-        return cap * torch.atanh(logits / cap) if cap else logits
-
-    with torch.no_grad(), ScaleWatch(keep):
-        tail(stream[None])
-    if not kept and model.has(f"{model.tower.prefix}final_norm"):
-        raise InputError(f"the scale of the final norm of {model.name} cannot be seen from outside")
-
-    def whole(x: Tensor) -> Tensor:
-        scales = iter(kept)
-        with torch.no_grad(), ScaleWatch(lambda _: next(scales)):
-            return tail(x)
-
-    constant = whole(torch.zeros_like(stream)[None])[0]
-    return lambda x: whole(x) - constant, constant

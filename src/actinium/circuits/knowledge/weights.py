@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, unknown
+from actinium.core.errors import InputError, unknown
+from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.maps import weight_after
 from actinium.core.model import Model
 
-__all__ = ["Down", "WeightChange", "check_writes", "down_projections", "rows_of_weight"]
+__all__ = ["Down", "WeightChange", "check_writes", "down_projections"]
 
 TOLERANCE = 1e-3
-FORMAT = 1
+KIND = "change of weights"
 
 
 class WeightChange:
@@ -104,14 +105,7 @@ class WeightChange:
 
     def save(self, path: str | Path) -> Path:
         """Write the differences to one safetensors file."""
-        from safetensors.torch import save_file
-
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        metadata = {"actinium": json.dumps({"format": FORMAT, "about": self.about}, sort_keys=True)}
-        save_file({name: d.detach().cpu().contiguous() for name, d in self.deltas.items()}, partial, metadata)
-        partial.replace(path)
-        return path
+        return write_fitted(path, KIND, self.deltas, {}, about=self.about)
 
     @classmethod
     def load(cls, path: str | Path, model: Model) -> Self:
@@ -121,30 +115,8 @@ class WeightChange:
             LoadError: the file is missing, damaged or something else.
             InputError: the model has other parameters.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                note = json.loads((file.metadata() or {}).get("actinium", "null"))
-                deltas = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise LoadError(f"cannot read the change of weights {path}: {error}") from None
-        if not isinstance(note, dict) or note.get("format") != FORMAT:
-            raise LoadError(f"{path} is not a change of weights of format {FORMAT}")
-        return cls(model, deltas, note.get("about"))
-
-
-def rows_of_weight(module: nn.Module, what: str) -> Tensor:
-    """(in, out) view of a linear map's weight.
-
-    Raises:
-        InputError: it is no plain linear map.
-    """
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
-        raise InputError(f"{what} is a {type(module).__name__}, not a linear map with a weight of its own")
-    # GPT-2's Conv1D keeps (in, out), Linear (out, in).
-    return weight.detach() if type(module).__name__ == "Conv1D" else weight.detach().T
+        note, deltas = read_fitted(path, KIND)
+        return cls(model, deltas, note["about"])
 
 
 class Down:
@@ -169,11 +141,11 @@ class Down:
         if not 0 <= layer < len(tower.blocks):
             raise InputError(f"layers go from 0 to {len(tower.blocks) - 1}, not {layer}")
         self.layer, self.site = layer, f"{tower.prefix}blocks.{layer}.mlp.post"
-        path = tower.stack.block.post
-        if path is None or not model.has(self.site):
+        if not model.has(self.site):
             raise InputError(f"block {layer} of {model.name} has no MLP with one down projection (mlp.post)")
-        self.module = tower.blocks[layer].get_submodule(path)
-        rows_of_weight(self.module, f"the down projection of block {layer}")
+        weight_after(model, self.site)
+        ((_, tap, _),) = model.resolve(self.site)
+        self.model, self.module = model, tap.module
         weight = self.module.weight
         self.name = next((n for n, p in model.module.named_parameters() if p is weight), "")
         if not self.name:
@@ -182,7 +154,7 @@ class Down:
     @property
     def weight(self) -> Tensor:
         """(unit, d_model) view: the row of a unit is its value vector."""
-        return rows_of_weight(self.module, self.name)
+        return weight_after(self.model, self.site).T
 
     def delta(self, change: Tensor) -> Tensor:
         """A change (d_model, unit) in the layout of the weight."""

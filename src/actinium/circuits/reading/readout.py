@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,11 @@ from actinium.circuits.patching.contrast import check_task
 from actinium.circuits.patching.norms import ScaleWatch
 from actinium.core import replay
 from actinium.core.errors import InputError
-from actinium.core.inputs import Tokens
 from actinium.core.maps import is_linear, weight_after
 from actinium.core.model import Model
 from actinium.core.task import Task
 
-__all__ = ["Writes", "check_readout", "head_weights", "held_readout", "readout_directions", "tokens_of", "writes"]
+__all__ = ["Writes", "check_readout", "head_weights", "readout_directions", "writes"]
 
 # Share of the stream's norm that its recorded parts may miss, above which they are not its parts.
 TOLERANCE = 1e-3
@@ -39,11 +37,6 @@ class Writes:
     layers: tuple[int, ...]
     values: Tensor
     stream: Tensor
-
-
-def tokens_of(task: Task, corrupt: bool = False) -> Tokens:
-    """The prompts of a task as inputs of a model."""
-    return Tokens(task.corrupt_ids if corrupt else task.clean_ids, task.mask, torch.arange(len(task)))
 
 
 def head_weights(model: Model, layer: int) -> tuple[Tensor, Tensor | None] | None:
@@ -152,33 +145,6 @@ def readout_directions(model: Model, stream: Tensor, tokens: Tensor) -> tuple[Te
         found = [torch.autograd.grad(one.sum(), x, retain_graph=True)[0] for one in picked.unbind(1)]
     directions = torch.stack(found, 1)
     return directions, picked.detach() - torch.einsum("rd,rkd->rk", x.detach(), directions)
-
-
-def held_readout(model: Model, stream: Tensor) -> Callable[[Tensor], Tensor]:
-    """Final norm and unembedding with the norm's scale held at that of a run.
-
-    Args:
-        model: the model.
-        stream: (row, d_model) that enters the final norm.
-
-    Returns:
-        A function from (..., row, d_model) to logits (..., row, d_vocab), biases included.
-    """
-    kept: list[Tensor] = []
-
-    def keep(scale: Tensor) -> Tensor:
-        kept.append(scale)
-        return scale
-
-    with torch.no_grad(), ScaleWatch(keep):
-        replay.tail(model, stream)
-
-    def read(x: Tensor) -> Tensor:
-        scales = iter(kept)
-        with torch.no_grad(), ScaleWatch(lambda _: next(scales)):
-            return replay.tail(model, x)
-
-    return read
 
 
 def check_readout(model: Model, task: Task) -> None:
