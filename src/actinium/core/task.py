@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from actinium.core.errors import InputError
+from actinium.core.inputs import Tokens
 from actinium.core.metrics import get_metric
 from actinium.core.task_file import COLUMNS, Row, read_rows
 
@@ -328,6 +329,10 @@ class Task:
     def subject(self) -> Tensor:
         """Where clean and corrupt tokens differ (n, pos), bool: the tokens that the task is about."""
         return (self.clean_ids != self.corrupt_ids) & self.mask
+
+    def prompts(self, corrupt: bool = False) -> Tokens:
+        """The clean (or corrupt) prompts as inputs of a model."""
+        return Tokens(self.corrupt_ids if corrupt else self.clean_ids, self.mask, torch.arange(len(self)))
 
     def tokens(self, row: int, corrupt: bool = False) -> list[str]:
         """The tokens of one prompt as strings, without padding."""

@@ -10,7 +10,6 @@ import xarray as xr
 
 import actinium as ac
 from actinium.core.errors import InputError
-from actinium.core.inputs import Tokens
 from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
@@ -201,7 +200,9 @@ def _reversed(model: Any, task: Any) -> dict[str, Any]:
     for place in np.argsort([-value for value, _ in nodes]):
         node = nodes[place][1]
         with model.edit({node.site: ac.edits.Scale(-1.0).at(heads=node.heads)}):
-            clean, corrupt = (_logit_difference(model, task, ids) for ids in (task.clean_ids, task.corrupt_ids))
+            clean, corrupt = (
+                _logit_difference(model, task, prompts) for prompts in (task.prompts(), task.prompts(corrupt=True))
+            )
             if float((clean > 0).float().mean()) < DOES or float(clean.mean() - corrupt.mean()) < APART:
                 continue
             head = "" if node.heads is None else f" head {node.heads}"
@@ -215,10 +216,10 @@ def _reversed(model: Any, task: Any) -> dict[str, Any]:
     return {"reversed component": "none leaves the task"}
 
 
-def _logit_difference(model: Any, task: Any, ids: Any) -> Any:
+def _logit_difference(model: Any, task: Any, prompts: Any) -> Any:
     """(row,) of the prompts as they are."""
     with torch.no_grad():
-        logits = model.logits(Tokens(ids, task.mask, torch.arange(len(task))))[:, -1]
+        logits = model.logits(prompts)[:, -1]
     return ac.metrics.logit_diff(logits, task.answer_ids, task.wrong_ids)
 
 

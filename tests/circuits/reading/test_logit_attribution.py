@@ -10,9 +10,10 @@ from toys import random_task
 import actinium as ac
 import architectures
 from actinium.circuits import path_patch
+from actinium.circuits.patching.readout import held_readout
 from actinium.circuits.reading.direct_effects import choice_metric, direct_effect, output_nodes, total_effect
 from actinium.circuits.reading.logit_attribution import logit_attribution
-from actinium.circuits.reading.readout import held_readout, tokens_of, writes
+from actinium.circuits.reading.readout import writes
 from actinium.core.errors import InputError, UnknownNameError
 from actinium.core.model import Model
 
@@ -33,7 +34,7 @@ def test_contributions_and_constant_are_the_logit(name):
     ids = torch.tensor([5, 9, 11])
     found = logit_attribution(model, task, ids, centre=False, by_row=True)
     with torch.no_grad():
-        logits = model.logits(tokens_of(task))[:, -1].double()
+        logits = model.logits(task.prompts())[:, -1].double()
     cap = getattr(model.config, "final_logit_softcapping", None)
     expected = (cap * torch.atanh(logits / cap) if cap else logits)[:, ids].mean(0)
     np.testing.assert_allclose(found["contribution"].sum("part") + found["constant"], expected, atol=1e-4)
@@ -76,19 +77,19 @@ def test_total_effect_is_an_edited_pass_and_that_of_the_last_mlp_is_direct(lm, i
     direct, total = direct_effect(lm, ioi)["effect"], total_effect(lm, ioi)["effect"]
     assert float(total.sel(part="m5")) == pytest.approx(float(direct.sel(part="m5")), abs=1e-4)
     site = "blocks.2.attn.z"
-    other = lm.record(tokens_of(ioi, corrupt=True), site, positions=[-1])[site]
+    other = lm.record(ioi.prompts(corrupt=True), site, positions=[-1])[site]
     rows = torch.arange(len(ioi))
     with torch.no_grad():
-        clean = lm.logits(tokens_of(ioi))[:, -1]
+        clean = lm.logits(ioi.prompts())[:, -1]
         with lm.edit({site: ac.edits.Replace(other).at(positions=[-1], heads=4)}):
-            edited = lm.logits(tokens_of(ioi))[:, -1]
+            edited = lm.logits(ioi.prompts())[:, -1]
     drop = [t[rows, ioi.answer_ids] - t[rows, ioi.wrong_ids] for t in (clean, edited)]
     assert float(total.sel(part="a2.h4")) == pytest.approx(float((drop[0] - drop[1]).mean()), abs=1e-3)
 
 
 def test_direct_effect_with_the_scale_held_is_the_difference_of_attributions(lm, ioi):
     held = direct_effect(lm, ioi, freeze_norm=True, by_row=True)
-    own, other = writes(lm, tokens_of(ioi)), writes(lm, tokens_of(ioi, corrupt=True))
+    own, other = writes(lm, ioi.prompts()), writes(lm, ioi.prompts(corrupt=True))
     read = held_readout(lm, own.stream)
     change = read(own.values) - read(other.values)
     rows = torch.arange(len(ioi))
@@ -112,7 +113,7 @@ def test_output_nodes_keep_the_share_that_was_asked_for(lm, ioi):
     assert kept[-1] == pytest.approx(1.0, abs=1e-4)
     assert found["accuracy"].values[-1] == 1.0
     assert kept[chosen][-1] >= 0.8 and not (kept[chosen][:-1] >= 0.8).any()
-    own, other = writes(lm, tokens_of(ioi)), writes(lm, tokens_of(ioi, corrupt=True))
+    own, other = writes(lm, ioi.prompts()), writes(lm, ioi.prompts(corrupt=True))
     names = list(found.data["part"].values[chosen])
     values = torch.stack([(own if n in names else other).values[own.names.index(n)] for n in own.names])
     with torch.no_grad():

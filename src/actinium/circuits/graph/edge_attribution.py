@@ -17,7 +17,6 @@ from actinium.circuits.graph.layout import Layout
 from actinium.circuits.graph.wiring import ABLATIONS, Wiring
 from actinium.circuits.patching.contrast import Contrast, Metric, Scorer, check_task, contrasts
 from actinium.core.errors import InputError, UnknownNameError, unknown
-from actinium.core.inputs import Tokens
 from actinium.core.metrics import get_metric
 from actinium.core.model import Model
 from actinium.core.task import Task
@@ -235,7 +234,7 @@ class _Attribution:
         """Mean of each part over the real positions of the reference, (1, 1, ...)."""
         given = reference
         if isinstance(given, Task):
-            given = Tokens(given.clean_ids, given.mask, torch.arange(len(given)))
+            given = given.prompts()
         tokens = self.reader.model.prepare(given).tokens
         if tokens is None:
             raise InputError("the reference of a mean is texts, Tokens or a Task")

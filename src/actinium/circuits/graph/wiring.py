@@ -215,7 +215,7 @@ class Wiring:
         """(sender, d_model): mean of what each sender writes over real positions of the reference."""
         given = self.reference
         if isinstance(given, Task):
-            given = Tokens(given.clean_ids, given.mask, torch.arange(len(given)))
+            given = given.prompts()
         sites = ["blocks.0.resid_pre", "blocks.*.attn.z", "blocks.*.mlp.out"]
         rec = self.model.record(given, sites)
         if rec.mask is None:

@@ -6,16 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from actinium.circuits.patching.ablations import ActivationNoise, Directional
+from actinium.circuits.patching.ablations import ActivationNoise, Directional, all_prompts
 from actinium.circuits.patching.corruption import GaussianNoise
 from actinium.circuits.patching.effects import Effects
 from actinium.circuits.patching.nodes import node_sets
 from actinium.circuits.patching.sweep import Sweep, result_of
 from actinium.core.errors import InputError, UnknownNameError, unknown
-from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.core.task import Task
 
@@ -73,7 +71,7 @@ def ablate(
     if method == "noise":
         method = ActivationNoise()
     if method == "mean" and reference is None:
-        reference = _both(task)
+        reference = all_prompts([task])
     sweep = Sweep(
         model, task, "noise", method, metric, reference, per_position, seed, batch_size, progress, resume=resume
     )
@@ -87,12 +85,6 @@ def ablate(
     return sweep.finish(
         result_of(sweep, nodes, runs, "ablate", normalise, by_row, "activation-patching-guide", **about)
     )
-
-
-def _both(task: Task) -> Any:
-    """Clean and corrupt prompts as one reference."""
-    ids, mask = torch.cat([task.clean_ids, task.corrupt_ids]), torch.cat([task.mask, task.mask])
-    return Tokens(ids, mask, torch.arange(len(ids)))
 
 
 def _settings(method: str | ActivationNoise | Directional) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,24 @@ from torch import Tensor
 
 from actinium.core.edits import Add, Edit, ProjectOut
 from actinium.core.errors import InputError, SiteError, unknown
+from actinium.core.inputs import Tokens
+from actinium.core.task import Task
 
-__all__ = ["ABLATIONS", "ActivationNoise", "Directional"]
+__all__ = ["ABLATIONS", "ActivationNoise", "Directional", "all_prompts"]
 
 ABLATIONS = ("resample", "zero", "mean", "gaussian")
 """Ablations that need no more than their name."""
+
+
+def all_prompts(tasks: Iterable[Task]) -> Tokens:
+    """Clean and corrupt prompts of all tasks, padded on the left: a reference that tells none of them apart."""
+    parts = [task.prompts(corrupt) for task in tasks for corrupt in (False, True)]
+    width = max(part.mask.shape[1] for part in parts)
+    ids, mask = (
+        torch.cat([torch.nn.functional.pad(t, (width - t.shape[1], 0)) for t in tensors])
+        for tensors in ([p.ids for p in parts], [p.mask for p in parts])
+    )
+    return Tokens(ids, mask, torch.arange(len(ids)))
 
 
 @dataclass(frozen=True, eq=False)

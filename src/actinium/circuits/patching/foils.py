@@ -14,7 +14,6 @@ from actinium.circuits.patching.contrast import check_task, last_logits
 from actinium.circuits.patching.effects import Effects
 from actinium.circuits.patching.patch import patch
 from actinium.core.errors import InputError
-from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.core.task import Task
 
@@ -39,8 +38,7 @@ def rival_foils(model: Model, task: Task, k: int = 3, prompts: str = "corrupt") 
     check_task(model, task)
     if prompts not in ("clean", "corrupt"):
         raise InputError(f'prompts are "clean" or "corrupt", not {prompts!r}')
-    ids = task.clean_ids if prompts == "clean" else task.corrupt_ids
-    logits, _ = last_logits(model, Tokens(ids, task.mask, torch.arange(len(task))), [])
+    logits, _ = last_logits(model, task.prompts(prompts == "corrupt"), [])
     if not 1 <= k < logits.shape[-1]:
         raise InputError(f"k goes from 1 to {logits.shape[-1] - 1}, not {k}")
     others = logits.scatter(1, task.answer_ids.to(logits.device)[:, None], -torch.inf)

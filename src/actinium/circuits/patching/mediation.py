@@ -15,7 +15,8 @@ from actinium.circuits.patching.contrast import Contrast, contrasts, last_logits
 from actinium.circuits.patching.effects import Effects
 from actinium.circuits.patching.likelihoods import LOGGED, Reader, as_effect, check_likely, check_pairs
 from actinium.circuits.patching.nodes import NodeSets, node_sets
-from actinium.circuits.patching.sweep import Edits, Sweep
+from actinium.circuits.patching.runs import Edits, by_site
+from actinium.circuits.patching.sweep import Sweep
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
@@ -237,8 +238,7 @@ def _batch(
         out = base.expand(len(variants), -1, -1).clone()
         running = [i for i, variant in enumerate(variants) if variant]
         if running:
-            # One site may stand in a set several times, with other heads or positions.
-            mappings = [{s: [e for name, e in variants[i] if name == s] for s, _ in variants[i]} for i in running]
+            mappings = [by_site(variants[i]) for i in running]
             out[running] = sweep.model.replay(inputs, mappings, metric=read, progress=sweep.progress).cpu()
         return out
 

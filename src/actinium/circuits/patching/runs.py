@@ -18,7 +18,7 @@ from actinium.core.recording import Recording
 if TYPE_CHECKING:
     from actinium.circuits.patching.sweep import Sweep
 
-__all__ = ["Edits", "RunPair", "source_edit"]
+__all__ = ["Edits", "RunPair", "by_site", "source_edit"]
 
 # Tokens of patched runs between two moments at which finished patches are kept; the base run is repeated at each.
 PIECE = 2**16
@@ -66,7 +66,7 @@ class RunPair:
             for piece in _shown(pieces, self.sweep.progress):
                 values = self.sweep.model.replay(
                     self.inputs,
-                    [_by_site(variants[i]) for i in piece],
+                    [by_site(variants[i]) for i in piece],
                     metric=self.score,
                     progress=self.sweep.progress and len(pieces) == 1,
                 )
@@ -87,7 +87,8 @@ def _shown(pieces: list[list[int]], progress: bool) -> Iterable[list[int]] | Ite
     return track(pieces, description="patching", transient=True)
 
 
-def _by_site(edits: list[tuple[str, Edit]]) -> dict[str, list[Edit]]:
+def by_site(edits: list[tuple[str, Edit]]) -> dict[str, list[Edit]]:
+    """Edits of a variant as `Model.replay` takes them."""
     out: dict[str, list[Edit]] = {}
     for site, edit in edits:
         out.setdefault(site, []).append(edit)

@@ -26,7 +26,6 @@ from actinium.circuits.patching.nodes import NodeSets
 from actinium.circuits.patching.partial import Interrupted, Ledger
 from actinium.circuits.patching.runs import Edits, RunPair, source_edit
 from actinium.core.errors import InputError, UnknownNameError, unknown
-from actinium.core.inputs import Tokens
 from actinium.core.metrics import get_metric
 from actinium.core.model import Model
 from actinium.core.provenance import fingerprint, provenance
@@ -116,7 +115,7 @@ class Sweep:
             raise InputError('resampling from other prompts takes away and cannot restore; use mode="noise"')
         given = self.reference
         if isinstance(given, Task):
-            given = Tokens(given.clean_ids, given.mask, torch.arange(len(given)))
+            given = given.prompts()
         self._reference = None if given is None else self.model.prepare(given)
         if self._reference is not None and (self.per_position or self.kind == "resample"):
             tokens, mask = self._reference.tokens, self.task.mask

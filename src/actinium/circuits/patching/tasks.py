@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from actinium.circuits.patching.contrast import DOES_THE_TASK, answer_share, last_logits
 from actinium.circuits.patching.repetition import repeated_names, repeated_tokens
 from actinium.core.errors import InputError, UnknownNameError, unknown
-from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.core.task import Task
 from actinium.world import tasks
@@ -92,6 +88,5 @@ def _fitting(model: Model, makers: dict[str, Callable[..., Task]], n: int, seed:
 
 def _share(model: Model, task: Task) -> float:
     """Share of clean prompts on which the answer beats the wrong answer."""
-    tokens: Any = Tokens(task.clean_ids, task.mask, torch.arange(len(task)))
-    logits, _ = last_logits(model, tokens, [])
+    logits, _ = last_logits(model, task.prompts(), [])
     return answer_share(logits, task.answer_ids, task.wrong_ids)

@@ -11,7 +11,8 @@ import xarray as xr
 from torch import Tensor
 
 from actinium.circuits.patching.contrast import Scorer, last_logits
-from actinium.circuits.reading.readout import Writes, check_readout, held_readout, tokens_of, writes
+from actinium.circuits.patching.readout import held_readout
+from actinium.circuits.reading.readout import Writes, check_readout, writes
 from actinium.core import replay
 from actinium.core.edits import Replace
 from actinium.core.errors import InputError, UnknownNameError, unknown
@@ -127,7 +128,7 @@ def total_effect(
     effects = torch.zeros(len(run.own.names), len(task), dtype=torch.float64)
     if changed:
         variants = run.variants(changed)
-        values = model.replay(tokens_of(task), variants, metric=run.score, progress=progress)
+        values = model.replay(task.prompts(), variants, metric=run.score, progress=progress)
         effects[changed] = run.clean - values.cpu().double()
     return run.result("total_effect", effects, by_row, source=source, seed=seed)
 
@@ -201,11 +202,11 @@ class _Run:
         self.metric: Any = task.metric if metric is None else metric
         get_metric(self.metric)
         self.chosen = _others(task, seed) if source == "others" else None
-        self.own: Writes = writes(model, tokens_of(task), heads)
-        there = self.own if self.chosen is not None else writes(model, tokens_of(task, corrupt=True), heads)
+        self.own: Writes = writes(model, task.prompts(), heads)
+        there = self.own if self.chosen is not None else writes(model, task.prompts(corrupt=True), heads)
         values = there.values if self.chosen is None else there.values[:, self.chosen]
         self.difference = values - self.own.values
-        logits, _ = last_logits(model, tokens_of(task), [])
+        logits, _ = last_logits(model, task.prompts(), [])
         self.score = Scorer(self.metric, task.answer_ids, task.wrong_ids, logits)
         self.clean = self.score.run(logits, "clean").cpu().double()
 
@@ -226,7 +227,7 @@ class _Run:
     def variants(self, parts: list[int]) -> list[dict[str, Any]]:
         """For each part the edit that puts in its output at the last token."""
         sites = {self.site(self.own.names[i])[0] for i in parts}
-        given = tokens_of(self.task, corrupt=self.chosen is None)
+        given = self.task.prompts(corrupt=self.chosen is None)
         rec = self.model.record(given, sorted(sites), positions=[-1])
         out = []
         for i in parts:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
 from actinium.circuits.patching.ablate import ablate
+from actinium.circuits.patching.ablations import all_prompts
 from actinium.circuits.patching.nodes import Node, named_sets
 from actinium.circuits.reading.task_contrast import TaskCircuits
 from actinium.circuits.reading.task_examples import (
@@ -20,11 +20,9 @@ from actinium.circuits.reading.task_examples import (
     check_able,
     check_contrast,
     mean_of,
-    prompts,
     rows_of,
 )
 from actinium.core.errors import InputError, UnknownNameError, unknown
-from actinium.core.inputs import Tokens
 from actinium.core.metrics import logit_diff
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
@@ -147,7 +145,7 @@ class _Ablated:
         filled = {str(name): list(nodes) for name, nodes in self.sets.items() if len(nodes)}
         reference = self.reference
         if self.ablation == "mean" and reference is None:
-            reference = _neutral(self.tasks.values())
+            reference = all_prompts(self.tasks.values())
         options = {"method": self.ablation, "reference": reference, "seed": self.seed, "batch_size": self.batch_size}
         whole, columns = [], []
         for name, task in self.tasks.items():
@@ -172,17 +170,6 @@ class _Ablated:
             "full_accuracy": (("task",), full),
             "chance": (("task",), chance),
         }
-
-
-def _neutral(tasks: Iterable[Task]) -> Tokens:
-    """All prompts of all tasks, padded on the left."""
-    parts = [prompts(task, corrupt) for task in tasks for corrupt in (False, True)]
-    width = max(part.mask.shape[1] for part in parts)
-    ids, mask = (
-        torch.cat([torch.nn.functional.pad(t, (width - t.shape[1], 0)) for t in tensors])
-        for tensors in ([p.ids for p in parts], [p.mask for p in parts])
-    )
-    return Tokens(ids, mask, torch.arange(len(ids)))
 
 
 def _plain(sets: Mapping[str, Sequence[Node]]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import xarray as xr
 from torch import Tensor
 
 from actinium.circuits.patching.contrast import check_task
-from actinium.circuits.reading.readout import tokens_of
 from actinium.core.edits import Replace
 from actinium.core.errors import InputError, SiteError, UnknownNameError, unknown
 from actinium.core.metrics import accuracy, logprob
@@ -94,7 +93,7 @@ def classify_heads(model: Model, task: Task, label_positions: Any, *, last: int 
     if len(task) < m:
         raise InputError(f"{len(task)} prompts for {m} labels; each should be right at least once")
     with torch.no_grad():
-        rec = model.record(tokens_of(task), "blocks.*.attn.pattern")
+        rec = model.record(task.prompts(), "blocks.*.attn.pattern")
     rows = torch.stack([rec[f"blocks.{i}.attn.pattern"][:, :, -1].double().cpu() for i in range(model.n_layers)])
     on = rows.gather(-1, columns[None, :, None].expand(*rows.shape[:3], m))  # (layer, row, head, label)
     hit = torch.nn.functional.one_hot(correct, m).bool()[None, :, None].expand_as(on)
@@ -197,7 +196,7 @@ class HeadCompression:
         """Query (row, d) at the end, keys and values (row, m, d) at the labels."""
         q, k, v, group = self._sites(model)
         with torch.no_grad():
-            rec = model.record(tokens_of(task), [q, k, v])
+            rec = model.record(task.prompts(), [q, k, v])
         rows = torch.arange(len(task))[:, None]
         return rec[q][:, -1, self.head], rec[k][rows, columns, group], rec[v][rows, columns, group]
 
@@ -285,7 +284,7 @@ class HeadCompression:
                     for site, value in new.items()
                 }
             )
-        inputs = tokens_of(task)
+        inputs = task.prompts()
         with torch.no_grad():
             full = model.logits(inputs)[:, -1]
         logits = model.replay(inputs, variants, progress=progress)

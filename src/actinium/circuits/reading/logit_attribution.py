@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from actinium.circuits.reading.readout import readout_directions, tokens_of, writes
+from actinium.circuits.reading.readout import readout_directions, writes
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
@@ -52,7 +52,7 @@ def logit_attribution(
     Source: Elhage et al., 2021 (direct path); Lieberum et al., 2023, section 3.1.
     """
     task = inputs if isinstance(inputs, Task) else None
-    given: Any = tokens_of(inputs) if task is not None else inputs
+    given: Any = inputs.prompts() if task is not None else inputs
     found = writes(model, given, heads)
     difference = tokens is None
     if difference and task is None:

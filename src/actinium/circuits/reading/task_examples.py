@@ -13,7 +13,6 @@ from torch import Tensor
 
 from actinium.circuits.patching.contrast import last_logits
 from actinium.core.errors import InputError
-from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.core.task import Task
 
@@ -24,7 +23,6 @@ __all__ = [
     "check_contrast",
     "draws",
     "mean_of",
-    "prompts",
     "rows_of",
     "split_tasks",
     "welch",
@@ -75,17 +73,12 @@ def accuracy_among(task: Task) -> Callable[..., Tensor]:
     return accuracy
 
 
-def prompts(task: Task, corrupt: bool = False) -> Tokens:
-    """The clean (or corrupt) prompts of a task as inputs."""
-    return Tokens(task.corrupt_ids if corrupt else task.clean_ids, task.mask, torch.arange(len(task)))
-
-
 def mean_of(model: Model, task: Task, metric: Callable[..., Tensor], batch_size: int | None = None) -> float:
     """Mean of a metric over the clean prompts of a task."""
     size, parts = batch_size or len(task), []
     for start in range(0, len(task), size):
         part = task[start : start + size]
-        logits, _ = last_logits(model, prompts(part), [])
+        logits, _ = last_logits(model, part.prompts(), [])
         parts.append(metric(logits, part.answer_ids, part.wrong_ids).cpu().double())
     return float(torch.cat(parts).mean())
 

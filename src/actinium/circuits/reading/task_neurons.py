@@ -10,7 +10,7 @@ import xarray as xr
 
 from actinium.circuits.patching.nodes import node_sets
 from actinium.circuits.reading.task_contrast import TaskContrast
-from actinium.circuits.reading.task_examples import check_able, check_contrast, draws, prompts, rows_of, welch
+from actinium.circuits.reading.task_examples import check_able, check_contrast, draws, rows_of, welch
 from actinium.core.errors import InputError
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
@@ -108,7 +108,7 @@ def neuron_selectivity(
 
 def _activations(model: Model, task: Task, sites: list[str], batch_size: int | None) -> np.ndarray:
     """(row, neuron) float64 at the last token."""
-    rec = model.record(prompts(task), sites, positions=[-1], batch_size=batch_size)
+    rec = model.record(task.prompts(), sites, positions=[-1], batch_size=batch_size)
     return np.concatenate([rec[site].detach().cpu().double()[:, -1].numpy() for site in sites], 1)
 
 

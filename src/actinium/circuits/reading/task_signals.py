@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from actinium.circuits.reading.task_examples import check_contrast, prompts
+from actinium.circuits.reading.task_examples import check_contrast
 from actinium.core.errors import InputError, SiteError, UnknownNameError, unknown
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
@@ -123,7 +123,7 @@ def _signals(model: Model, task: Task, facts: Tensor, tokens: str, batch_size: i
     sites = {s: at for s, at in sites.items() if len(model.sites(at)) == model.n_layers}
     if not sites:
         raise SiteError(f"{model.name} has no streams, MLPs or attention patterns that we can read")
-    rec = model.record(prompts(task), list(sites.values()), batch_size=batch_size)
+    rec = model.record(task.prompts(), list(sites.values()), batch_size=batch_size)
     real = task.mask.to(model.device)
     out = {}
     for signal in ("residual_norm", "mlp_norm"):

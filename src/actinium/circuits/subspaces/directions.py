@@ -214,7 +214,7 @@ def gradient_direction(
     Source: Makelov, Lange and Nanda, 2023, section 5 (gradient of name movers' attention).
     """
     check_task(model, task)
-    tokens = Tokens(task.clean_ids, task.mask, torch.arange(len(task)))
+    tokens = task.prompts()
 
     def values(rec: Recording, logits: Tensor) -> Tensor:
         if score is not None:

@@ -11,7 +11,6 @@ from actinium.circuits.patching.contrast import check_task
 from actinium.circuits.patching.nodes import Node
 from actinium.circuits.subspaces.directions import at_position, gradients_at
 from actinium.core.errors import InputError
-from actinium.core.inputs import Tokens
 from actinium.core.maps import weight_after
 from actinium.core.model import Model
 from actinium.core.recording import Recording
@@ -88,8 +87,8 @@ def reading_directions(
         raise InputError(f"energy must be above 0 and at most 1, got {energy}")
     nodes = [] if isinstance(readers, str) and readers == "logits" else _nodes(model, readers)
     found = []
-    for ids in (task.clean_ids, task.corrupt_ids):
-        tokens = Tokens(ids, task.mask, torch.arange(len(task)))
+    for corrupt in (False, True):
+        tokens = task.prompts(corrupt)
 
         def values(rec: Recording, logits: Tensor) -> Tensor:
             if not nodes:
