@@ -213,7 +213,7 @@ def test_laws_refuse_what_they_cannot_fit():
         measure.SparsingLaw().fit([1, 2, 3], [0.1, 0.1, 0.1])
     with pytest.raises(InputError, match="positive"):
         measure.SparsingLaw("silu").fit([0, 1, 2], [0.1, 0.1, 0.1])
-    with pytest.raises(InputError, match="fit before"):
+    with pytest.raises(InputError, match="not fitted"):
         measure.SparsingLaw().predict(3)
 
 

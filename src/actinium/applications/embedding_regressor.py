@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError, LoadError
+from actinium.core.estimator import Estimator
 from actinium.core.fitted import read_fitted, write_fitted
 
 __all__ = ["EmbeddingRegressor"]
@@ -49,7 +50,7 @@ class _Network(nn.Module):
         return self.readout(self.penultimate(self.embed(ids)))
 
 
-class EmbeddingRegressor:
+class EmbeddingRegressor(Estimator):
     """Learns numbers from whole numbers, such as a binding energy from those of protons and neutrons.
 
     Args:
@@ -73,6 +74,8 @@ class EmbeddingRegressor:
     Source: Kitouni et al., 2024, section 2.
     """
 
+    fitted = "network_"
+
     def __init__(
         self,
         vocab_sizes: Sequence[int],
@@ -90,11 +93,6 @@ class EmbeddingRegressor:
         self.vocab_sizes, self.n_outputs, self.hidden, self.depth = vocab_sizes, n_outputs, hidden, depth
         self.init_std, self.rate, self.weight_decay = init_std, rate, weight_decay
         self.steps, self.batch_size, self.seed = steps, batch_size, seed
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name."""
-        names = ("vocab_sizes", "n_outputs", "hidden", "depth", "init_std", "rate", "weight_decay", "steps")
-        return {name: getattr(self, name) for name in (*names, "batch_size", "seed")}
 
     def fit(self, ids: ArrayLike, targets: ArrayLike, progress: bool = False) -> Self:
         """Train.
@@ -167,8 +165,7 @@ class EmbeddingRegressor:
         return wanted
 
     def _fitted(self) -> _Network:
-        if not hasattr(self, "network_"):
-            raise InputError("the regressor is not fitted yet; call fit")
+        self.check_fitted()
         return self.network_
 
     def predict(self, ids: ArrayLike) -> NDArray[np.float64]:

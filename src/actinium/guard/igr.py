@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.estimator import Estimator
 from actinium.guard.attribution_maps import Classifier, integrated_gradients, scores_of
 from actinium.guard.perturbation import check_ball, pgd
 
@@ -73,7 +73,7 @@ class IGRegularizer:
         return self.lam * (1 - F.cosine_similarity(first[defined], second[defined], dim=1)).mean()
 
 
-class AttributionProtection:
+class AttributionProtection(Estimator):
     """Train a classifier so that its attribution maps withstand small changes of the input.
 
     Args:
@@ -117,11 +117,6 @@ class AttributionProtection:
         self.base, self.penalty, self.lam, self.ig_steps, self.baseline = base, penalty, lam, ig_steps, baseline
         self.eps, self.pgd_steps, self.beta, self.bounds = eps, pgd_steps, beta, bounds
         self.epochs, self.batch_size, self.rate, self.seed = epochs, batch_size, rate, seed
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name."""
-        names = ("base", "penalty", "lam", "ig_steps", "baseline", "eps", "pgd_steps", "beta", "bounds")
-        return {name: getattr(self, name) for name in (*names, "epochs", "batch_size", "rate", "seed")}
 
     def fit(self, model: torch.nn.Module, x: Tensor, y: Tensor, progress: bool = False) -> AttributionProtection:
         """Train the model in place; it ends in evaluation mode.

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
 
 from actinium.core.errors import InputError
+from actinium.core.estimator import Estimator
 
 __all__ = ["LAWS", "SparsingLaw", "WidthDepthLaw"]
 
@@ -35,7 +36,7 @@ LAWS: dict[str, tuple[Callable[..., Array], tuple[str, ...]]] = {
 }
 
 
-class SparsingLaw:
+class SparsingLaw(Estimator):
     """Activation ratio A as a function of the training tokens D, in billions.
 
     "relu": A = exp(-c D^alpha + b) + A0, decreasing. "silu": A = A0 - c D^-alpha, increasing. "logarithm":
@@ -52,12 +53,10 @@ class SparsingLaw:
     Source: Luo et al., 2024, Sparsing Law.
     """
 
+    fitted = "params_"
+
     def __init__(self, law: str = "relu") -> None:
         self.law = law
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The hyper-parameters."""
-        return {"law": self.law}
 
     def fit(self, tokens: Any, ratio: Any) -> Self:
         """Fit by least squares.
@@ -104,8 +103,7 @@ class SparsingLaw:
         Raises:
             InputError: `fit` was not called.
         """
-        if not hasattr(self, "params_"):
-            raise InputError("call fit before predict")
+        self.check_fitted()
         return LAWS[self.law][0](np.asarray(tokens, dtype=float), *self.params_.values())
 
     def _starts(self, d: Array, y: Array) -> list[list[float]]:
@@ -126,7 +124,7 @@ class SparsingLaw:
         return [start for _, start in sorted(starts, key=lambda s: s[0])[:6]]
 
 
-class WidthDepthLaw:
+class WidthDepthLaw(Estimator):
     """Limit ratio as a function of width over depth: linear up to a bottleneck, constant beyond.
 
     A0 = slope * min(x, bottleneck) + intercept with x = d_model / n_layers.
@@ -138,9 +136,7 @@ class WidthDepthLaw:
     Source: Luo et al., 2024, abstract (the linear part and the bottleneck); the constant beyond it is ours.
     """
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The hyper-parameters: none."""
-        return {}
+    fitted = "slope_"
 
     def fit(self, width_over_depth: Any, ratio: Any) -> Self:
         """Fit by least squares over every bottleneck between the points.
@@ -170,6 +166,5 @@ class WidthDepthLaw:
         Raises:
             InputError: `fit` was not called.
         """
-        if not hasattr(self, "slope_"):
-            raise InputError("call fit before predict")
+        self.check_fitted()
         return self.slope_ * np.minimum(np.asarray(width_over_depth, dtype=float), self.bottleneck_) + self.intercept_

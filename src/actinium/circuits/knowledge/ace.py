@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from actinium.circuits.knowledge.neuron_attribution import best_window, neuron_a
 from actinium.circuits.knowledge.target_vector import TargetOptimisation, target_vectors
 from actinium.circuits.knowledge.weights import Down, WeightChange, check_writes, down_projections
 from actinium.core.errors import InputError, LoadError
+from actinium.core.estimator import Estimator
 from actinium.core.model import Model
 
 __all__ = ["ACE"]
@@ -36,7 +37,7 @@ Layers = Sequence[int] | str | None
 PROMPTS = 32
 
 
-class ACE:
+class ACE(Estimator):
     """Attribution-controlled editing, in two stages.
 
     The value stage changes deep MLPs at the last token of the edits' prompts and of their multi-hop prompts, so that
@@ -63,6 +64,8 @@ class ACE:
         value stage takes its keys and what the query stage aims at; both are as described above.
     """
 
+    fitted = "change_"
+
     def __init__(
         self,
         value_layers: Layers = "auto",
@@ -80,11 +83,6 @@ class ACE:
         self.n_value, self.n_query = n_value, n_query
         self.spread, self.preserve, self.essence = spread, preserve, essence
         self.average_tokens, self.optimisation = average_tokens, optimisation
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The hyper-parameters."""
-        names = ("value_layers", "query_layers", "n_value", "n_query", "spread", "preserve", "essence")
-        return {name: getattr(self, name) for name in (*names, "average_tokens", "optimisation")}
 
     def fit(
         self,
@@ -144,8 +142,7 @@ class ACE:
         Raises:
             InputError: `fit` was not called.
         """
-        if not hasattr(self, "change_"):
-            raise InputError("call fit before save")
+        self.check_fitted()
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.change_.save(folder / "change.safetensors")

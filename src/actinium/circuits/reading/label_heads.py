@@ -13,6 +13,7 @@ from torch import Tensor
 from actinium.circuits.patching.contrast import check_task
 from actinium.core.edits import Replace
 from actinium.core.errors import InputError, SiteError, UnknownNameError, unknown
+from actinium.core.estimator import Estimator
 from actinium.core.metrics import accuracy, logprob
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
@@ -119,7 +120,7 @@ def classify_heads(model: Model, task: Task, label_positions: Any, *, last: int 
     )
 
 
-class HeadCompression:
+class HeadCompression(Estimator):
     """The subspaces of one head's queries, keys and values that tell options apart.
 
     Queries are those at the last token, keys and values those at the labels, after rotary embedding where there is one.
@@ -138,12 +139,10 @@ class HeadCompression:
     Source: Lieberum et al., 2023, section 4.2.
     """
 
+    fitted = "axes_"
+
     def __init__(self, layer: int, head: int, parts: Sequence[str] = PARTS) -> None:
         self.layer, self.head, self.parts = layer, head, parts
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name."""
-        return {"layer": self.layer, "head": self.head, "parts": tuple(self.parts)}
 
     def fit(self, model: Model, task: Task, label_positions: Any) -> Self:
         """Find the axes on the prompts of a task.
@@ -217,7 +216,7 @@ class HeadCompression:
             `delta_delta`, in q . k. Terms with the mean key are the same for all labels of a prompt, so that they do
             not matter to the softmax over labels.
         """
-        self._fitted()
+        self.check_fitted()
         query, key, _ = self._read(model, task, _positions(task, label_positions))
         query, key = query.double().cpu(), key.double().cpu()
         mean_q, mean_k = self.mean_query_.double().cpu().expand_as(query), key.mean(1, keepdim=True)
@@ -230,10 +229,6 @@ class HeadCompression:
         return Result(
             xr.Dataset(data), "score_terms", PAPER, provenance(model, {"clean": task.clean_ids}, **self.get_params())
         )
-
-    def _fitted(self) -> None:
-        if not hasattr(self, "axes_"):
-            raise InputError("the compression is not fitted yet; call fit")
 
     def evaluate(
         self, model: Model, task: Task, label_positions: Any, ranks: Sequence[int] | None = None, progress: bool = False
@@ -256,7 +251,7 @@ class HeadCompression:
 
         Source: Lieberum et al., 2023, sections 4.2 and 5.
         """
-        self._fitted()
+        self.check_fitted()
         self._check(model, task)
         columns = _positions(task, label_positions)
         _correct(task, columns)

@@ -17,6 +17,7 @@ from actinium.circuits.subspaces.directions import orthonormal
 from actinium.circuits.subspaces.subspace_patch import ENDS, subspace_patch
 from actinium.core.edits import ReplaceWithin
 from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
+from actinium.core.estimator import Estimator
 from actinium.core.fitted import read_fitted, write_fitted
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
@@ -31,7 +32,7 @@ LOSSES = ("cross_entropy", "logit_diff")
 RATES = (1 / 3, 0.1)
 
 
-class DAS:
+class DAS(Estimator):
     """Learns a subspace of a site by gradient descent over orthonormal directions.
 
     Only the first k rows of the rotation enter the exchange, so only these are learned. Positions that differ from
@@ -56,6 +57,8 @@ class DAS:
     Source: Geiger et al., 2023 (the search); Makelov, Lange and Nanda, 2023, section 4 (the settings).
     """
 
+    fitted = "directions_"
+
     def __init__(
         self,
         site: str,
@@ -73,24 +76,6 @@ class DAS:
         self.site, self.k, self.positions, self.head = site, k, positions, head
         self.mode, self.loss, self.lr = mode, loss, lr
         self.batch_size, self.epochs, self.seed = batch_size, epochs, seed
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The hyper-parameters."""
-        names = ("site", "k", "positions", "head", "mode", "loss", "lr", "batch_size", "epochs", "seed")
-        return {name: getattr(self, name) for name in names}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change hyper-parameters.
-
-        Raises:
-            UnknownNameError: there is no such parameter.
-        """
-        known = self.get_params()
-        for name, value in params.items():
-            if name not in known:
-                raise UnknownNameError(unknown("parameter", name, known))
-            setattr(self, name, value)
-        return self
 
     def fit(self, model: Model, task: Task, *, positions: Any = None, progress: bool = False) -> Self:
         """Learn the directions on the pairs of a task.
@@ -199,8 +184,7 @@ class DAS:
         return float(found["interchange_accuracy"].sel(patch="DAS"))
 
     def _fitted(self) -> Tensor:
-        if not hasattr(self, "directions_"):
-            raise InputError("call fit first")
+        self.check_fitted()
         return self.directions_
 
     def save(self, path: str | Path) -> Path:
@@ -226,9 +210,6 @@ class DAS:
         except (KeyError, TypeError) as error:
             raise LoadError(f"{path} is no {KIND}: {error}") from None
         return out
-
-    def __repr__(self) -> str:
-        return f"DAS({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
 
 @dataclass(frozen=True, eq=False)

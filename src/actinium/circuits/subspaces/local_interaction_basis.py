@@ -10,6 +10,7 @@ from torch import Tensor
 
 from actinium.circuits.subspaces.sections import Section, sections_of, with_constant
 from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
+from actinium.core.estimator import Estimator
 from actinium.core.fitted import read_fitted, write_fitted
 
 __all__ = ["LocalInteractionBasis"]
@@ -18,7 +19,7 @@ METHODS = ("jacobian", "pca", "neuron")
 ENDS = ("pca", "neuron")
 
 
-class LocalInteractionBasis:
+class LocalInteractionBasis(Estimator):
     """A basis of the activations at every cut of a network, found from the last cut backwards.
 
     At each cut the activations, a constant appended, are whitened; the directions are then those along which the
@@ -41,6 +42,8 @@ class LocalInteractionBasis:
     Source: Bushnaq et al., 2024, sections 3.2 and 3.3.
     """
 
+    fitted = "C_"
+
     def __init__(
         self,
         truncation: float = 1e-5,
@@ -52,11 +55,6 @@ class LocalInteractionBasis:
     ) -> None:
         self.truncation, self.center, self.method = truncation, center, method
         self.last, self.sources, self.seed = last, sources, seed
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The settings by name."""
-        names = ("truncation", "center", "method", "last", "sources", "seed")
-        return {name: getattr(self, name) for name in names}
 
     def fit(self, network: Any, x: Tensor, progress: bool = False) -> Self:
         """Find the basis of every cut.
@@ -151,8 +149,7 @@ class LocalInteractionBasis:
         return (features.double() @ self.C_pinv_[cut].to(features.device))[..., :-1]
 
     def _at(self, cut: int, width: int | None) -> Tensor:
-        if not hasattr(self, "C_"):
-            raise InputError("the basis is not fitted yet; call fit")
+        self.check_fitted()
         if not 0 <= cut < self.n_cuts_:
             raise InputError(f"cuts go from 0 to {self.n_cuts_ - 1}, not {cut}")
         if width is not None and width + 1 != self.C_[cut].shape[0]:

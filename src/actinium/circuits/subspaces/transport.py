@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actinium.circuits.subspaces.directions import as_rows
 from actinium.core.errors import ActiniumWarning, InputError, LoadError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.estimator import Estimator
 from actinium.core.fitted import read_fitted, write_fitted
 
 __all__ = ["ALPHAS", "METHODS", "TransportOperator", "paired", "whitening"]
@@ -57,7 +58,7 @@ def _root(covariance: Tensor) -> Tensor:
     return root
 
 
-class TransportOperator:
+class TransportOperator(Estimator):
     """The map y = T x + b from activations of one place to those of another.
 
     Args:
@@ -81,6 +82,8 @@ class TransportOperator:
     Source: Szablewski and Masiak, 2025, section 3.
     """
 
+    fitted = "matrix_"
+
     def __init__(
         self,
         method: str = "ridge",
@@ -91,22 +94,6 @@ class TransportOperator:
     ) -> None:
         self.method, self.alpha, self.alphas = method, alpha, alphas
         self.folds, self.l1_ratio = folds, l1_ratio
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The hyper-parameters."""
-        return {name: getattr(self, name) for name in ("method", "alpha", "alphas", "folds", "l1_ratio")}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change hyper-parameters.
-
-        Raises:
-            UnknownNameError: there is no such parameter.
-        """
-        for name, value in params.items():
-            if name not in self.get_params():
-                raise UnknownNameError(unknown("parameter", name, self.get_params()))
-            setattr(self, name, value)
-        return self
 
     def fit(self, x: Any, y: Any) -> Self:
         """Fit on rows of both places.
@@ -275,8 +262,7 @@ class TransportOperator:
         return out
 
     def _fitted(self) -> Tensor:
-        if not hasattr(self, "matrix_"):
-            raise InputError("call fit first")
+        self.check_fitted()
         return self.matrix_
 
     def save(self, path: str | Path) -> Path:
@@ -309,9 +295,6 @@ class TransportOperator:
         except (KeyError, TypeError, ValueError) as error:
             raise LoadError(f"{path} is no {KIND}: {error}") from None
         return out
-
-    def __repr__(self) -> str:
-        return f"TransportOperator({', '.join(f'{name}={value!r}' for name, value in self.get_params().items())})"
 
 
 def _ridge(xx: Tensor, xy: Tensor, alphas: Sequence[float]) -> list[Tensor]:
