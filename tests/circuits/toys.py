@@ -6,14 +6,13 @@ import torch
 from torch import Tensor, nn
 
 import architectures
-from actinium.circuits import task_from_ids
 from actinium.core.model import Model
 from actinium.core.task import Task
 
 
 def task_of(clean, corrupt, answers, wrong, mask=None, metric="logit_diff") -> Task:
     """A task from ids (row, pos) and answers (row,)."""
-    return task_from_ids(clean, corrupt, answers, wrong, mask=mask, metric=metric)
+    return Task.from_ids(clean, corrupt, answers, wrong, mask=mask, metric=metric)
 
 
 def random_task(rows=3, length=7, changed=2, seed=0, padding=(), metric="logit_diff") -> Task:

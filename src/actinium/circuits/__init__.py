@@ -44,7 +44,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "patching.patch": ["patch"],
         "patching.paths": ["path_patch"],
         "patching.relevance": ["relevance", "relevance_patch"],
-        "patching.repetition": ["repeated_names", "repeated_tokens", "task_from_ids"],
+        "patching.repetition": ["repeated_names", "repeated_tokens"],
         "patching.tasks": ["named_task", "suitable_tasks"],
         "patching.windows": ["patch_window"],
         "subspaces.das": ["DAS"],

@@ -183,7 +183,7 @@ def _suite(model: Any, name: str, n: int, seed: int, quick: bool) -> dict[str, A
 
 def _gates() -> dict[tuple[str, str], float]:
     """Effect of patching one input of each gate, in each mode; both inputs give the same."""
-    task = ac.circuits.task_from_ids([[1, 1]], [[0, 0]], [1], [0])
+    task = ac.Task.from_ids([[1, 1]], [[0, 0]], [1], [0])
     out = {}
     for kind in ("and", "or"):
         for mode, name in (("noise", "noising"), ("denoise", "denoising")):
@@ -196,7 +196,7 @@ def _gates() -> dict[tuple[str, str], float]:
 
 def _suppressor() -> dict[str, float]:
     """Effect of restoring the suppressing part, by metric."""
-    model, task = ac.Model(Suppressor()), ac.circuits.task_from_ids([[1]], [[0]], [1], [0])
+    model, task = ac.Model(Suppressor()), ac.Task.from_ids([[1]], [[0]], [1], [0])
     metrics = {"logit difference": "logit_diff", "probability": "prob"}
     return {
         name: float(ac.circuits.patch(model, task, at="module:negative", over="layer", metric=metric)["effect"][0])

@@ -222,5 +222,5 @@ def _recall(seed: int, steps: int = 200) -> dict[str, dict[str, float]]:
     # Pairs and one query; in the corrupt prompt it asks for another pair.
     ids, answers = _drawn(200, random)
     corrupt = torch.cat([ids[:, :PAIRS], ids[:, PAIRS + 1 : PAIRS + 2]], 1)
-    task = ac.circuits.task_from_ids(ids[:, : PAIRS + 1], corrupt, answers[:, 0], answers[:, 1])
+    task = ac.Task.from_ids(ids[:, : PAIRS + 1], corrupt, answers[:, 0], answers[:, 1])
     return _case(model, task, everything=True)

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import architectures
-from actinium.circuits import patch, repeated_names, repeated_tokens, suitable_tasks, task_from_ids
+from actinium.circuits import patch, repeated_names, repeated_tokens, suitable_tasks
 from actinium.core.errors import InputError, UnknownNameError
 from actinium.core.loading import load
+from actinium.core.task import Task
 
 
 @given(st.integers(3, 12), st.integers(1, 5), st.integers(0, 99))
@@ -73,6 +74,6 @@ def test_tasks_are_those_that_fit_the_tokenizer_and_that_the_model_does(lm, outs
 def test_pairs_of_ids_of_different_shape_are_refused():
     ids = torch.zeros(2, 3, dtype=torch.long)
     with pytest.raises(InputError, match="one shape"):
-        task_from_ids(ids, ids[:, 1:], [1, 2], [3, 4])
+        Task.from_ids(ids, ids[:, 1:], [1, 2], [3, 4])
     with pytest.raises(InputError, match="each of the 2 rows"):
-        task_from_ids(ids, ids + 1, [1], [3, 4])
+        Task.from_ids(ids, ids + 1, [1], [3, 4])

@@ -14,7 +14,7 @@ from actinium.core.errors import InputError
 from actinium.core.model import Model
 from actinium.core.task import Task, encode_pair
 
-__all__ = ["repeated_names", "repeated_tokens", "task_from_ids"]
+__all__ = ["repeated_names", "repeated_tokens"]
 
 # Short, common and mostly one token.
 PEOPLE = (
@@ -26,8 +26,6 @@ FRAMES = (
     "Once upon a time, there was a little girl named {name}. One day,",
     "There was a child named {name}. The child was happy. One day,",
 )
-
-task_from_ids = Task.from_ids
 
 
 def repeated_names(

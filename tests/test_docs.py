@@ -1,0 +1,45 @@
+"""The pages show what runs, and the reference finds what it names."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+
+PAGES = (
+    "applications",
+    "circuits",
+    "circuits-graph",
+    "circuits-knowledge",
+    "circuits-reading",
+    "circuits-subspaces",
+    "compare",
+    "guard",
+    "measure",
+    "scan",
+    "world",
+)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_of_a_page_runs(root, tmp_path, monkeypatch, page):
+    monkeypatch.chdir(tmp_path)
+    path = root / "docs" / f"{page}.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    for number, code in enumerate(blocks):
+        exec(compile(code, f"{path.name}, block {number}", "exec"), names)
+
+
+def test_every_name_of_the_reference_is_where_it_says(root):
+    spec = importlib.util.spec_from_file_location("docs_build", root / "docs" / "build.py")
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    for room in build.ROOMS:
+        named = re.findall(r"^::: (\S+)$", build.api_page(room), flags=re.MULTILINE)
+        assert named
+        for one in named:
+            module, _, name = one.rpartition(".")
+            assert hasattr(importlib.import_module(module), name), one
