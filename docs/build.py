@@ -17,7 +17,20 @@ import actinium
 from actinium.papers import Evidence, Paper, catalogue, registry, reproduce
 
 DOCS = Path(__file__).parent
-ROOMS = ("core", "store", "world", "measure", "circuits", "compare", "guard", "applications", "report", "papers")
+ROOMS = (
+    "core",
+    "store",
+    "world",
+    "measure",
+    "circuits",
+    "features",
+    "probes",
+    "compare",
+    "guard",
+    "applications",
+    "report",
+    "papers",
+)
 
 
 def main() -> None:

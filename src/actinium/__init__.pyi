@@ -1,4 +1,4 @@
-from . import applications, circuits, compare, core, guard, measure, papers, report, store, world
+from . import applications, circuits, compare, core, features, guard, measure, papers, report, store, world
 from .core import edits, errors, metrics, reducers
 from .core.loading import load
 from .core.model import Model
@@ -21,6 +21,7 @@ __all__ = [
     "core",
     "edits",
     "errors",
+    "features",
     "guard",
     "load",
     "measure",

@@ -1,0 +1,1 @@
+"""The one trainer of all dictionaries: settings, data, schedules, dead latents, checkpoints, logs."""
