@@ -163,8 +163,8 @@ def evaluate(
 
     Returns:
         Result: the numbers of `Reconstruction.numbers`; cross-entropies `ce_clean`, `ce_spliced` and `ce_ablated` in
-        nats a predicted token; `ce_recovered` = (ablated - spliced) / (ablated - clean); `kl_spliced`, `kl_ablated` from the
-        clean distribution and `kl_recovered` = 1 - spliced / ablated; `density` over `latent`.
+        nats a predicted token; `ce_recovered` = (ablated - spliced) / (ablated - clean); `kl_spliced`, `kl_ablated`
+        from the clean distribution; `kl_recovered` = 1 - spliced / ablated; `density` over `latent`.
 
     Raises:
         InputError: widths differ, no text has two tokens, or the ablation is unknown.
