@@ -1,4 +1,4 @@
-from . import applications, circuits, compare, core, features, guard, measure, papers, report, store, world
+from . import applications, circuits, compare, core, features, guard, measure, papers, probes, report, store, world
 from .core import edits, errors, metrics, reducers
 from .core.loading import load
 from .core.model import Model
@@ -27,6 +27,7 @@ __all__ = [
     "measure",
     "metrics",
     "papers",
+    "probes",
     "reducers",
     "report",
     "store",
