@@ -1,8 +1,8 @@
 """A training step of a sparse dictionary beside the same step of SAELens and of dictionary_learning.
 
 All sides begin with the same weights, read the same batches, clip gradients at 1 and step Adam at one rate. Those of
-SAELens rank and weigh by decoder norms, the others constrain them, as is each one's default. Left out: `use_sparse_activations` of
-SAELens, whose backward pass fails on a processor, and sparsify, which needs a GPU.
+SAELens rank and weigh by decoder norms, the others constrain them, as is each one's default. Left out:
+`use_sparse_activations` of SAELens, whose backward pass fails on a processor, and sparsify, which needs a GPU.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from actinium.core.model import Model
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.features.dictionaries.dictionary import Dictionary
-from actinium.features.splicing import check_site, flattened, splice
+from actinium.features.splicing import flattened, splice
 
 __all__ = ["Reconstruction", "evaluate", "evaluate_rows"]
 
@@ -174,11 +174,13 @@ def evaluate(
     """
     if ablation not in ("zero", "mean"):
         raise InputError(f"ablation is 'zero' or 'mean', not {ablation!r}")
-    check_site(model, site, dictionary)
     target = site if output is None else output
     tokens = inputs if isinstance(inputs, Tokens) else model.prepare(inputs).tokens
     if tokens is None or int(tokens.mask.sum(1).max()) < 2:
         raise InputError("texts of two tokens or more are needed, for the loss is of the next token")
+    first = model.record(tokens[:1], [site, target])
+    for one, width in ((site, dictionary.d_in), (target, dictionary.d_out)):
+        flattened(first[one], width)
     sums = Reconstruction(dictionary)
     losses = dict.fromkeys(("ce_clean", "ce_spliced", "ce_ablated", "kl_spliced", "kl_ablated"), 0.0)
     count = 0

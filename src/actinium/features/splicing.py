@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from actinium.core.edits import Fn
@@ -14,40 +13,22 @@ from actinium.core.errors import InputError
 from actinium.core.model import Model
 from actinium.features.dictionaries.dictionary import Dictionary
 
-__all__ = ["check_site", "splice", "width_of"]
+__all__ = ["flattened", "splice"]
 
 Latents = Callable[[Tensor], Tensor]
 
 
-def width_of(model: Model, site: str) -> int:
-    """Numbers of an activation at one token: heads count together.
-
-    Raises:
-        SiteError: the site does not exist.
-        InputError: the pattern names several, or its size is not known without a run.
-    """
-    found = model.sites(site)
-    if len(found) != 1:
-        raise InputError(f"{site!r} names {len(found)} sites; one is needed")
-    with torch.no_grad():
-        width = model.record(torch.zeros(1, 1, dtype=torch.long), found[0].name)[found[0].name]
-    return int(width[0, 0].numel())
-
-
-def check_site(model: Model, site: str, dictionary: Dictionary) -> None:
-    """Refuse a dictionary of another width, before anything runs.
-
-    Raises:
-        InputError: widths differ.
-    """
-    width = width_of(model, site)
-    if width != dictionary.d_in:
-        raise InputError(f"{site} of {model.name} is {width} wide, and the dictionary takes {dictionary.d_in}")
-
-
 def flattened(x: Tensor, width: int) -> Tensor:
-    """(..., width): heads of an activation side by side, as files of attention dictionaries have them."""
-    return x if x.shape[-1] == width else x.flatten(-2)
+    """An activation as rows of a dictionary: (..., width), heads side by side, as in files of attention dictionaries.
+
+    Raises:
+        InputError: it is neither so wide nor are its heads together.
+    """
+    if x.shape[-1] == width:
+        return x
+    if x.ndim > 2 and x.shape[-1] * x.shape[-2] == width:
+        return x.flatten(-2)
+    raise InputError(f"the activation is {tuple(x.shape)}, and the dictionary takes rows of width {width}")
 
 
 @contextmanager
@@ -74,7 +55,6 @@ def splice(
         InputError: widths differ; a transcoder without an output, or one with an error term.
         SiteError: a site does not exist.
     """
-    check_site(model, site, dictionary)
     if not dictionary.autoencodes:
         if output is None or error_term:
             raise InputError("a transcoder needs output=, the site it writes, and error_term=False")
@@ -105,7 +85,7 @@ def changed(dictionary: Dictionary, rows: Tensor, clean: Any, latents: Latents) 
     # Normalisation by each row is undone with that row's own numbers, which only the difference needs to pass through.
     difference = (new - clean.f) @ dictionary.W_dec
     if dictionary.normalize == "layer_norm":
-        difference = difference * (rows.std(-1, keepdim=True) + 1e-5)
+        difference = difference * rows.std(-1, keepdim=True)
     elif dictionary.normalize == "norm":
         difference = difference * rows.norm(dim=-1, keepdim=True).clamp_min(1e-5) / rows.shape[-1] ** 0.5
     elif dictionary.normalize != "none":
@@ -118,9 +98,6 @@ def changed(dictionary: Dictionary, rows: Tensor, clean: Any, latents: Latents) 
 def _transcoded(
     model: Model, site: str, output: str, dictionary: Dictionary, latents: Latents | None
 ) -> Iterator[None]:
-    width = width_of(model, output)
-    if width != dictionary.d_out:
-        raise InputError(f"{output} of {model.name} is {width} wide, and the transcoder writes {dictionary.d_out}")
     seen: list[Tensor] = []
 
     def read(x: Tensor) -> Tensor:
@@ -133,6 +110,10 @@ def _transcoded(
         made = out.xhat
         if latents is not None:
             made = made + ((latents(out.f) - out.f) @ dictionary.W_dec)
+        if made.numel() != y.numel():
+            raise InputError(
+                f"{output} is {tuple(y.shape)}, and the transcoder writes {dictionary.d_out} numbers a row"
+            )
         return made.to(y.dtype).view(y.shape)
 
     with model.edit({site: Fn(read), output: Fn(write)}):

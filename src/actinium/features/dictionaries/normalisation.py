@@ -38,8 +38,9 @@ def normalised(x: Tensor, how: str, scale: Tensor) -> tuple[Tensor, Callable[[Te
     if how == "norm":
         size = x.norm(dim=-1, keepdim=True).clamp_min(EPS) / x.shape[-1] ** 0.5
         return x / size, lambda y: y * size
-    mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True) + EPS
-    return (x - mean) / std, lambda y: y * std + mean
+    # Divided by std + eps and multiplied by std alone, as in the files of other libraries.
+    mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+    return (x - mean) / (std + EPS), lambda y: y * std + mean
 
 
 def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-5) -> Tensor:
