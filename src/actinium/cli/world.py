@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from actinium.world.choices import ChoicesRecipe
+    from actinium.world.image_recipe import ImageRecipe
     from actinium.world.modular_train import ModularRecipe
     from actinium.world.recipe import Recipe
     from actinium.world.variants import Variant
 
-    AnyRecipe = Recipe | ModularRecipe | ChoicesRecipe | Variant
+    AnyRecipe = Recipe | ModularRecipe | ChoicesRecipe | ImageRecipe | Variant
 
 __all__ = ["app"]
 
 app = typer.Typer(help="The small trained models that come with the package.", no_args_is_help=True)
 
-TRAINABLE = ("choices", "lm", "lm-narrow", "lm-reward", "modular")
+IMAGES = ("digits-cnn", "digits-vit", "shapes-cnn", "shapes-vit")
+TRAINABLE = ("choices", *IMAGES[:2], "lm", "lm-narrow", "lm-reward", "modular", *IMAGES[2:])
 
 
 def _known(name: str) -> str:
@@ -60,13 +62,15 @@ def list_models() -> None:
 
 @app.command()
 def train(
-    name: Annotated[str, typer.Argument(help="Which model: choices, lm, lm-narrow, lm-reward, modular.")],
+    name: Annotated[str, typer.Argument(help=f"Which model: {', '.join(TRAINABLE)}.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write, world-NAME by default.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial weights and of what is read.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's by default.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill (lm), measured at the end.")] = 1000,
 ) -> None:
-    """Train a model by its recipe and write it as a Hugging Face folder, a variant of lm as an adapter of PEFT.
+    """Train a model by its recipe and write it as a folder that evaluate and load take.
+
+    It is one of Hugging Face, that of a variant of lm an adapter of PEFT; the convolutional networks are our own.
 
     A killed run of lm continues from its folder.
     """
@@ -79,6 +83,7 @@ def train(
 
     from actinium.cli.folders import make_folder
     from actinium.world.choices import ChoicesRecipe
+    from actinium.world.image_recipe import RECIPES
     from actinium.world.modular_train import ModularRecipe
     from actinium.world.recipe import Recipe
     from actinium.world.variants import VARIANTS
@@ -87,6 +92,7 @@ def train(
         "lm": Recipe(),
         "modular": ModularRecipe(),
         "choices": ChoicesRecipe(),
+        **RECIPES,
         **VARIANTS,
     }
     recipe = replace(recipes[name], seed=seed)
@@ -111,7 +117,7 @@ def train(
 def _train(recipe: AnyRecipe, folder: Path, show: Callable[[int, float], None], n: int) -> None:
     import shutil
 
-    from actinium.world import choices, modular_train, shipped, variants
+    from actinium.world import choices, image_recipe, image_train, modular_train, shipped, variants
     from actinium.world import train as training
 
     if isinstance(recipe, variants.Variant):
@@ -119,6 +125,9 @@ def _train(recipe: AnyRecipe, folder: Path, show: Callable[[int, float], None], 
         return
     if isinstance(recipe, modular_train.ModularRecipe):
         modular_train.export(*modular_train.train(recipe, show), recipe, folder)
+        return
+    if isinstance(recipe, image_recipe.ImageRecipe):
+        image_train.export(image_train.train(recipe, show), recipe, folder)
         return
     if isinstance(recipe, choices.ChoicesRecipe):
         choices.export(*choices.train(recipe, show), recipe, folder)
@@ -131,13 +140,13 @@ def _train(recipe: AnyRecipe, folder: Path, show: Callable[[int, float], None], 
 @app.command()
 def evaluate(
     name: Annotated[str, typer.Argument(help="A model that `list` names, or a folder that `train` wrote.")],
-    n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill, or prompts of a program.")] = 1000,
+    n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill, prompts of a program or images.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
 ) -> None:
     """Measure the held-out accuracy of each skill, beside what the recipe declares.
 
     Of a compiled model it is the share of random prompts that get the program's answer; world:modular is asked every
-    pair that it has not read.
+    pair that it has not read, and a classifier of digits is shown every image of their test part.
     """
     from rich.console import Console
 
@@ -163,9 +172,11 @@ def _measured(name: str, n: int, seed: int) -> tuple[dict[str, float], dict[str,
     if not is_folder and name not in known:
         raise UnknownNameError(unknown("model of the world", name, known))
     folder = Path(name) if is_folder else shipped.path(name)
-    model, tokenizer = shipped.load(folder)
     file = folder / "recipe.json"
     content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"held_out_accuracy": {}}
+    if shipped.is_image_model(folder):
+        return _seen(folder, content, n, seed)
+    model, tokenizer = shipped.load(folder)
     declared: dict[str, float] = content["held_out_accuracy"]
     if "modular" in declared:
         settings = content["settings"]
@@ -178,3 +189,16 @@ def _measured(name: str, n: int, seed: int) -> tuple[dict[str, float], dict[str,
         measured |= {f"nested, {part}": value for part, value in nested_accuracy(model, tokenizer).items()}
         declared |= {f"nested, {part}": value for part, value in content["nested_accuracy"].items()}
     return measured, declared
+
+
+def _seen(folder: Path, content: dict[str, Any], n: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The measured and the declared accuracies of an image classifier."""
+    from actinium.core.errors import LoadError
+    from actinium.core.loading import load
+    from actinium.world.image_recipe import ImageRecipe
+    from actinium.world.image_train import accuracies
+
+    if "settings" not in content:
+        raise LoadError(f"{folder} has no recipe.json, which says what images its classifier is for")
+    recipe = ImageRecipe.from_settings(content["settings"])
+    return accuracies(load(folder).module, recipe, n, seed), content["held_out_accuracy"]

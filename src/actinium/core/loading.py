@@ -213,6 +213,11 @@ def _pretrained(
     if isinstance(folder, Path) and is_adapter(folder):
         return _adapted(folder, name, device, dtype, tokenizer, trust, spread)
     _check_folder(folder)
+    if _is_image_network(folder):
+        if spread:
+            raise InputError(f"{name} is too small to be spread over devices; pass device")
+        module = importlib.import_module("actinium.world.image_models").read_cnn(folder)
+        return Model(module.to(device=device, dtype=dtype), _tokenizer(tokenizer), name=name)
     options: dict[str, Any] = {"trust_remote_code": trust}
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), **options)
@@ -302,6 +307,14 @@ def _check_folder(folder: Path | str) -> None:
         json.loads(path.read_text(encoding="utf8"))
     except (ValueError, OSError) as error:
         raise LoadError(f"{path} is damaged: {error}") from None
+
+
+def _is_image_network(folder: Path | str) -> bool:
+    """Whether a folder holds a convolutional network of the world, whose class is the package's own."""
+    if not isinstance(folder, Path):
+        return False
+    content = json.loads((folder / "config.json").read_text(encoding="utf8"))
+    return isinstance(content, dict) and content.get("model_type") == "actinium-cnn"
 
 
 def _nearest_shipped(name: str) -> str:

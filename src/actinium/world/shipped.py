@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actinium.core.adapter import is_adapter, read_adapter
-from actinium.core.errors import UnknownNameError, unknown
+from actinium.core.errors import InputError, UnknownNameError, unknown
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from actinium.world.labelled import LabelledImages
     from actinium.world.recipe import Recipe
 
 WEIGHTS = Path(__file__).with_name("weights")
+IMAGE_TYPES = ("actinium-cnn", "vit")
+"""Kinds of the shipped image classifiers, as config.json names them."""
 HELDOUT_LINES = 20
 """Lines of each skill in the shipped held-out text."""
 
@@ -28,7 +31,8 @@ def names() -> list[str]:
 def path(name: str) -> Path:
     """Folder of a shipped model, which transformers' `AutoModelForCausalLM` and `AutoTokenizer` read.
 
-    That of a variant holds an adapter, which PEFT's `PeftModel.from_pretrained(base, folder)` reads.
+    That of a variant holds an adapter, which PEFT's `PeftModel.from_pretrained(base, folder)` reads; that of a vision
+    transformer is for `AutoModelForImageClassification`, that of a convolutional network for `actinium.load` alone.
 
     Args:
         name: for example "lm".
@@ -56,11 +60,37 @@ def heldout_text(name: str) -> list[str]:
 
     Raises:
         UnknownNameError: there is no such model.
+        InputError: it reads images; see `heldout_images`.
     """
     folder = path(name)
+    if is_image_model(folder):
+        raise InputError(f"world:{name} reads images, not texts; pass its name to heldout_images")
     if is_adapter(folder):
         return heldout_text(read_adapter(folder).base.removeprefix("world:"))
     return (folder / "heldout.txt").read_text(encoding="utf-8").splitlines()
+
+
+def heldout_images(name: str, n: int = 1000, seed: int = 1) -> LabelledImages:
+    """Images with labels and concepts that a shipped image classifier has not seen in training.
+
+    Args:
+        name: for example "shapes-cnn".
+        n: number of rendered images; of digits all 300 of the test part are given.
+        seed: of the rendered images, below a million: training uses the seeds above.
+
+    Raises:
+        UnknownNameError: there is no such image classifier.
+        InputError: `n` or `seed` is senseless.
+    """
+    from actinium.world.image_recipe import get_recipe
+
+    return get_recipe(name).data.held_out(n, seed)
+
+
+def is_image_model(folder: Path) -> bool:
+    """Whether a folder holds an image classifier."""
+    file = folder / "config.json"
+    return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") in IMAGE_TYPES
 
 
 def recipe(name: str) -> dict[str, Any]:
@@ -87,7 +117,12 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Returns:
         Model and tokenizer.
+
+    Raises:
+        InputError: the folder holds an image classifier, which has no tokenizer.
     """
+    if is_image_model(Path(folder)):
+        raise InputError(f"{folder} holds an image classifier, which has no tokenizer; actinium.load reads it")
     if is_adapter(Path(folder)):
         adapter = read_adapter(Path(folder))
         model, tokenizer = load(path(adapter.base.removeprefix("world:")))
