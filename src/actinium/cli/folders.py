@@ -1,4 +1,4 @@
-"""Folders that commands write to."""
+"""Folders that commands write to, and files that they read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from actinium.core.errors import InputError
 
-__all__ = ["make_folder"]
+__all__ = ["make_folder", "read_lines"]
 
 
 def make_folder(path: Path) -> Path:
@@ -20,3 +20,19 @@ def make_folder(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write to {str(path)!r}: {error.strerror}") from None
     return path
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a file of text that are not empty.
+
+    Raises:
+        InputError: it cannot be read, or holds none.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read texts from {path}: {error}") from None
+    texts = [line for line in lines if line.strip()]
+    if not texts:
+        raise InputError(f"{path} holds no text")
+    return texts

@@ -97,20 +97,14 @@ def settings_of(given: list[str]) -> dict[str, Any]:
 
 def _read(source: str, data: str | None) -> tuple[Any, Any]:
     """The store, or the model with the texts that it reads."""
+    from actinium.cli.folders import read_lines
     from actinium.cli.progress import hide_weight_bars
-    from actinium.core.errors import InputError
     from actinium.core.loading import load
     from actinium.store import Store
 
     if data is None:
         return Store(source), None
-    try:
-        lines = Path(data).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read texts from {data}: {error}") from None
-    texts = [line for line in lines if line.strip()]
-    if not texts:
-        raise InputError(f"{data} holds no text")
+    texts = read_lines(data)
     hide_weight_bars()
     return load(source), texts
 

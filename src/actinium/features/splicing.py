@@ -13,7 +13,7 @@ from actinium.core.errors import InputError
 from actinium.core.model import Model
 from actinium.features.dictionaries.dictionary import Dictionary
 
-__all__ = ["flattened", "splice"]
+__all__ = ["changed_reconstruction", "flattened", "splice"]
 
 Latents = Callable[[Tensor], Tensor]
 
@@ -68,7 +68,7 @@ def splice(
         flat = flattened(x, dictionary.d_in)
         rows = flat.reshape(-1, dictionary.d_in).to(dictionary.W_dec.dtype)
         clean = dictionary(rows)
-        made = clean.xhat if latents is None else changed(dictionary, rows, clean, latents)
+        made = clean.xhat if latents is None else changed_reconstruction(dictionary, rows, clean, latents)
         if error_term:
             made = made + (rows - clean.xhat).detach()
         return made.view(flat.shape).to(x.dtype).view(x.shape)
@@ -77,7 +77,7 @@ def splice(
         yield model
 
 
-def changed(dictionary: Dictionary, rows: Tensor, clean: Any, latents: Latents) -> Tensor:
+def changed_reconstruction(dictionary: Dictionary, rows: Tensor, clean: Any, latents: Latents) -> Tensor:
     """The reconstruction of rows (n, d_in) from changed latents."""
     new = latents(clean.f)
     if new.shape != clean.f.shape:

@@ -49,8 +49,8 @@ NOTES = (
     "Bayes' rule errs as little as a majority of 9, on 200 guided inputs. Posteriors shrink towards a prior "
     "that does not know the activation, so rare concepts need several ratings under Bayes' rule too. The "
     "errors of the raters were fitted by EM to ratings of 600 inputs. The rater model and the sampling density "
-    "are ours. Ratings of an input were first the ratio of costs at one error, which jumped with the ladder (4.5 to 0.9); "
-    "the definition was changed for that, and the verdict is the same with both."
+    "are ours. Ratings of an input were first the ratio of costs at one error, which jumped with the ladder (4.5 to "
+    "0.9); the definition was changed for that, and the verdict is the same with both."
 )
 
 

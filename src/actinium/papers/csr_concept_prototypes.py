@@ -40,9 +40,9 @@ NOTES = (
     "Rendered images of 32 x 32 pixels and a network of three convolutions (8 x 8 cells, each sees 11 pixels); "
     "medical images and ResNet-50 are not examined. The bottleneck is a linear classifier of the pooled "
     "concept maps. Marker prototypes are those half of whose nearest training patches touch the corner of 4 "
-    "pixels. Loss constants and the projector are SoftTriple's and ours. A first run with a larger network and 800 images "
-    "had a smaller fall, of which the box gave back 23 %: the network was made smaller for time, and the part about "
-    "the box is not robust."
+    "pixels. Loss constants and the projector are SoftTriple's and ours. A first run with a larger network and "
+    "800 images had a smaller fall, of which the box gave back 23 %: the network was made smaller for time, and the "
+    "part about the box is not robust."
 )
 
 

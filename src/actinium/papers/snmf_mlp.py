@@ -47,8 +47,8 @@ SKILLS = (
     "sentiment",
 )
 # A concept is examined with so many tokens before it in the fitted texts and texts with it among the others; a feature
-# belongs to the concept that it correlates with most, from this correlation on. Unlike the numbers above, the five texts
-# and the skills were chosen after a first run, in which eight texts left only four concepts; the verdict was the same.
+# belongs to the concept that it correlates with most, from this correlation on. Unlike the numbers above, the five
+# texts and the skills were chosen after a first run, in which eight texts left four concepts; the verdict was the same.
 OFTEN, TEXTS, BELONGS = 20, 5, 0.3
 OWN_TOKENS = 10
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from actinium.core.errors import InputError
 from actinium.features.dictionaries.code import Code
-from actinium.features.dictionaries.dictionary import Dictionary, error_of
+from actinium.features.dictionaries.dictionary import Dictionary
+from actinium.features.dictionaries.output import error_of
 from actinium.features.dictionaries.rules import BatchTopK, Gated, JumpReLU, ReLU, Rule, TopK
 from actinium.features.dictionaries.sparse import decode
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from actinium.core.errors import InputError
 from actinium.features.dictionaries import normalisation
-from actinium.features.dictionaries.dictionary import Dictionary, DictionaryOutput
+from actinium.features.dictionaries.dictionary import Dictionary
+from actinium.features.dictionaries.output import DictionaryOutput
 from actinium.features.dictionaries.rules import Rule, rule_of
 
 __all__ = ["Crosscoder"]

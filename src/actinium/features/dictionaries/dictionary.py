@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,10 +15,11 @@ from actinium.core.estimator import Estimator
 from actinium.core.fitted import read_fitted, write_fitted
 from actinium.features.dictionaries import normalisation
 from actinium.features.dictionaries.code import Code
+from actinium.features.dictionaries.output import DictionaryOutput, error_of
 from actinium.features.dictionaries.rules import Rule
 from actinium.features.dictionaries.sparse import decode, encode_entries
 
-__all__ = ["Dictionary", "DictionaryOutput"]
+__all__ = ["Dictionary"]
 
 KIND = "dictionary"
 CHUNK = 256
@@ -27,32 +27,6 @@ CHUNK = 256
 BIASES = ("zeros", "mean", "geometric_median")
 NORMS = ("unit", "free", "ignored")
 RECONSTRUCTIONS = ("sse", "fvu", "mse")
-
-
-@dataclass(frozen=True, eq=False)
-class DictionaryOutput:
-    """What a dictionary makes of activations.
-
-    Attributes:
-        xhat: the reconstruction, in the shape of what it reconstructs.
-        latents: active latents, as a `Code` of the flattened rows or a dense tensor (rows, d_sae).
-        shape: leading dimensions of the input.
-    """
-
-    xhat: Tensor
-    latents: Code | Tensor
-    shape: tuple[int, ...]
-
-    @property
-    def f(self) -> Tensor:
-        """(..., d_sae) latents."""
-        dense = self.latents.dense() if isinstance(self.latents, Code) else self.latents
-        return dense.view(*self.shape, dense.shape[-1])
-
-    @property
-    def code(self) -> Code:
-        """The active latents of the flattened rows."""
-        return self.latents.active() if isinstance(self.latents, Code) else Code.from_dense(self.latents)
 
 
 class Dictionary(Estimator, nn.Module):
@@ -429,14 +403,6 @@ class Dictionary(Estimator, nn.Module):
             raise LoadError(f"{path} is no {KIND} that this version reads: {error}") from None
         made.eval()
         return made
-
-
-def error_of(xhat: Tensor, target: Tensor, how: str) -> Tensor:
-    """Squared error of rows (n, d): "sse" sums over d, "mse" is the mean over all, "fvu" the share of the variance."""
-    error = (xhat - target).square()
-    if how == "fvu":
-        return error.sum() / (target - target.mean(0)).square().sum().clamp_min(1e-12)
-    return error.mean() if how == "mse" else error.sum() / len(target)
 
 
 def _entries(latents: Code | Tensor) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from actinium.core.errors import InputError
 from actinium.features.dictionaries import normalisation
 from actinium.features.dictionaries.code import Code
-from actinium.features.dictionaries.dictionary import Dictionary, DictionaryOutput, error_of
+from actinium.features.dictionaries.dictionary import Dictionary
+from actinium.features.dictionaries.output import DictionaryOutput, error_of
 from actinium.features.dictionaries.rules import Rule, rule_of
 
 __all__ = ["SkipTranscoder", "Transcoder"]
