@@ -96,7 +96,7 @@ def _sides(architecture: str, d: int, m: int, data: Tensor, steps: int) -> tuple
         # The threshold that L0 latents pass at the start.
         with torch.no_grad():
             pre = mine.pre(data[:1024])
-            mine.rule.theta.fill_(float(pre.flatten().topk(L0 * 1024).values[-1]))
+            mine.rule.theta.fill_(float(pre.flatten().topk(L0 * len(pre)).values[-1]))
 
     def ours(x: Tensor) -> None:
         run.accumulate(x, None, 1.0, team)
