@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,7 +97,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(toy, tmp_path, monkeypa
         "folder": str(tmp_path / "a"),
         "revive": "resample",
     }
-    options |= {"resample_every": 64 * 3, "accumulate": 2, "rows": 64 * 24}
+    options |= {"resample_every": 64 * 3, "accumulate": 2, "rows": 64 * 24, "logs": ("jsonl",), "log_every": 1}
     whole = F.BatchTopKSAE(32, 2).fit(rows, **{**options, "folder": str(tmp_path / "b")})
     step, calls = trainer._step, []
 
@@ -116,6 +115,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(toy, tmp_path, monkeypa
     for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert again.rows_ == whole.rows_ == 64 * 24
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("a", "b")]
+    steps = [[json.loads(line)["step"] for line in lines] for lines in logs]
+    assert steps[0] == steps[1] == list(range(1, 13))
 
 
 def test_a_checkpoint_of_another_run_is_refused(toy, tmp_path):
@@ -368,26 +370,46 @@ def test_a_compiled_loss_learns_the_same(toy):
     torch.testing.assert_close(plain.W_dec, compiled.W_dec, atol=1e-4, rtol=1e-3)
 
 
+def test_what_processes_would_do_differently_is_refused():
+    from actinium.features.training.distributed import Team
+
+    team = Team(torch.device("cpu"))
+    team.size = 2
+    with pytest.raises(InputError, match="resample differently"):
+        trainer._check_team(team, TrainConfig(revive="resample"))
+    with pytest.raises(InputError, match="shared evenly by 2"):
+        trainer._check_team(team, TrainConfig(batch_size=63))
+
+
 def test_two_processes_learn_what_one_does(tmp_path):
     """Started by torchrun as a user would, each with half of every batch."""
     script = tmp_path / "run.py"
     script.write_text(
-        "import sys, torch, actinium as ac\n"
+        "import os, sys, torch, actinium as ac\n"
         "x = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))\n"
-        "sae = ac.features.TopKSAE(48, 4)\n"
-        "sae.fit(x, batch_size=64, rows=64 * 10, lr=3e-3, clip=1.0, folder=sys.argv[1], logs=('jsonl',), log_every=5)\n"
-        'sae.save(sys.argv[1] + f\'/rank{__import__("os").environ.get("RANK", "0")}.safetensors\')\n'
+        "both = [ac.features.TopKSAE(48, 4), ac.features.BatchTopKSAE(48, 4)]\n"
+        "options = {'batch_size': 64, 'rows': 64 * 10, 'lr': 3e-3, 'log_every': 5}\n"
+        "ac.features.train(both, x, folder=sys.argv[1], logs=('jsonl',), **options)\n"
+        "for name, sae in zip(('top', 'batch'), both):\n"
+        "    sae.save(f\"{sys.argv[1]}/{name}{os.environ.get('RANK', '0')}.safetensors\")\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     subprocess.run([sys.executable, script, tmp_path / "one"], check=True, env=environment)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29577"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     subprocess.run([*command, script, tmp_path / "two"], check=True, env=environment, capture_output=True)
-    one, a, b = (
-        F.Dictionary.load(Path(tmp_path, folder, f"rank{rank}.safetensors"))
-        for folder, rank in (("one", 0), ("two", 0), ("two", 1))
+
+    def load(folder, name):
+        return F.Dictionary.load(tmp_path / folder / f"{name}.safetensors")
+
+    for name in ("top", "batch"):
+        a, b = load("two", f"{name}0"), load("two", f"{name}1")
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+            assert torch.equal(x, y)
+    torch.testing.assert_close(load("two", "top0").W_enc, load("one", "top0").W_enc, atol=1e-4, rtol=1e-3)
+    # Of BatchTopK each process keeps the largest of its own half: another choice than that of the whole batch.
+    assert float(load("two", "batch0").rule.running) == pytest.approx(
+        float(load("one", "batch0").rule.running), rel=0.05
     )
-    assert torch.equal(a.W_enc, b.W_enc)
-    torch.testing.assert_close(a.W_enc, one.W_enc, atol=1e-4, rtol=1e-3)
-    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "two" / "metrics.jsonl").read_text().splitlines()) == 4

@@ -46,7 +46,8 @@ class TrainConfig:
         log_every: steps between two entries of the log.
         logs: where they go: "console", "jsonl", "tensorboard", "wandb".
         folder: of logs and checkpoints; without it nothing is kept on the way.
-        checkpoint_every: steps between two checkpoints; one is made at the end and when interrupted in any case.
+        checkpoint_every: steps between two checkpoints; one is made at the end, too. After an interruption the steps
+            since the last one are done again.
         device: where to train; where the dictionary is by default.
         seed: of the order of rows and of resampling.
 

@@ -48,6 +48,13 @@ class Team:
             distributed.all_reduce(flat)
             flat.div_(self.size)
 
+    def agree(self, buffers: Iterable[Tensor]) -> None:
+        """Put the mean over processes in the place of what each keeps of its own rows, such as a running threshold."""
+        if self.size > 1:
+            for buffer in buffers:
+                distributed.all_reduce(buffer)
+                buffer.div_(self.size)
+
     def add(self, counts: Tensor) -> Tensor:
         """The sum over processes."""
         if self.size > 1:

@@ -19,12 +19,13 @@ class Logs:
         logs: names.
         folder: of files.
         settings: of the run, kept beside it where a log can.
+        done: steps that a run which goes on has behind it; what a file says of later ones is written again.
 
     Raises:
         MissingExtraError: a log's package is not installed.
     """
 
-    def __init__(self, logs: tuple[str, ...], folder: str | None, settings: Mapping[str, Any]) -> None:
+    def __init__(self, logs: tuple[str, ...], folder: str | None, settings: Mapping[str, Any], done: int = 0) -> None:
         self.console = "console" in logs
         self.file: Path | None = None
         self.board: Any = None
@@ -33,6 +34,7 @@ class Logs:
             Path(folder).mkdir(parents=True, exist_ok=True)
         if "jsonl" in logs and folder is not None:
             self.file = Path(folder) / "metrics.jsonl"
+            _cut(self.file, done)
         if "tensorboard" in logs:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -71,3 +73,20 @@ class Logs:
             self.board.close()
         if self.run is not None:
             self.run.finish()
+
+
+def _cut(path: Path, done: int) -> None:
+    """Drop the lines of later steps, and one that was not written to its end."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if entry.get("step", 0) <= done:
+            kept.append(line)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    partial.replace(path)

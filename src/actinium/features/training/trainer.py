@@ -110,6 +110,7 @@ class Run:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.dictionary.after_step()
+        team.agree(self.dictionary.rule.buffers())
         return norm
 
 
@@ -186,12 +187,13 @@ def train(
     found = next(dictionaries[0].parameters(), None)
     device = torch.device(config.device or (found.device if found is not None else "cpu"))
     team = Team(device)
+    _check_team(team, config)
     runs = [Run(d, config, rows, device) for d in dictionaries]
     steps = config.steps(rows.rows)
     settings = {**config.record(), "steps": steps, "processes": team.size}
     folder = None if config.folder is None else Path(config.folder)
     done = 0 if folder is None else read_checkpoint(folder, runs, rows.mark, settings)
-    logs = Logs(config.logs if team.first else (), config.folder, settings)
+    logs = Logs(config.logs if team.first else (), config.folder, settings, done)
     try:
         done = _loop(runs, rows, config, steps, done, folder if team.first else None, settings, logs, team, progress)
     finally:
@@ -279,6 +281,14 @@ def _step(
     if not np.isnan(norm):
         numbers["gradient_norm"] = norm
     return numbers
+
+
+def _check_team(team: Team, config: TrainConfig) -> None:
+    """Refuse what several processes would do differently."""
+    if team.size > 1 and config.revive == "resample":
+        raise InputError("processes see different rows, and would resample differently: use revive='auxiliary'")
+    if config.batch_size % team.size:
+        raise InputError(f"a batch of {config.batch_size} rows cannot be shared evenly by {team.size} processes")
 
 
 def _l0(latents: Code | Tensor) -> float:
