@@ -113,7 +113,7 @@ def _made(kind: Any, d_sae: int, widths: list[int], settings: dict[str, Any]) ->
     """A dictionary of these settings; those that it does not have itself are its activation's."""
     from actinium.core.errors import InputError, UnknownNameError, unknown
 
-    known = [p for p in inspect.signature(kind.__init__).parameters if p != "self"]
+    known = kind._names()
     first: dict[str, Any] = {"d_sae": d_sae} if "d_sae" in known else {}
     if kind.__name__ == "Crosscoder":
         first["widths"] = widths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +25,7 @@ class ReLUSAE(Dictionary):
         d_sae: number of latents.
         l1: coefficient of the penalty on the squared error summed over d.
         p: of the penalty's norm.
-        normalize: "none"; "mean_norm" (times sqrt(d) / mean norm) or "mean_square" (root of the mean square norm 1) by
-            one number measured before training; "norm" (each row to sqrt(d)) or "layer_norm" (each row's mean and
-            standard deviation), undone on the reconstruction.
-        decoder_norm: "unit" (constrained), "free" (penalties and ranks are weighted by norms), or "ignored" (neither).
-        b_dec_init: "zeros", "mean" or "geometric_median" of a sample.
-        apply_b_dec: subtract the decoder's bias from the input.
-        reconstruction: "sse" (summed over d), "mse" or "fvu".
-        init_norm: norm of decoder rows at the start.
-        seed: of the weights.
+        common: settings of all dictionaries, see `Dictionary`.
 
     Source: Bricken et al., 2023; Anthropic, April 2024 (free norms).
     """
@@ -43,24 +36,9 @@ class ReLUSAE(Dictionary):
         l1: float = 1.0,
         *,
         p: float = 1.0,
-        normalize: str = "none",
-        decoder_norm: str = "unit",
-        b_dec_init: str = "zeros",
-        apply_b_dec: bool = True,
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            d_sae,
-            normalize=normalize,
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            apply_b_dec=apply_b_dec,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            seed=seed,
-        )
+        super().__init__(d_sae, **common)
         self.l1, self.p = l1, p
 
     def make_rule(self) -> Rule:
@@ -74,7 +52,7 @@ class GatedSAE(Dictionary):
     Args:
         d_sae: number of latents.
         l1: coefficient of the penalty on the gate.
-        normalize, decoder_norm, b_dec_init, apply_b_dec, reconstruction, init_norm, seed: as of `ReLUSAE`.
+        common: settings of all dictionaries, see `Dictionary`.
 
     Source: Rajamanoharan et al., 2024, section 3.2.
     """
@@ -83,25 +61,9 @@ class GatedSAE(Dictionary):
         self,
         d_sae: int,
         l1: float = 1.0,
-        *,
-        normalize: str = "none",
-        decoder_norm: str = "unit",
-        b_dec_init: str = "zeros",
-        apply_b_dec: bool = True,
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            d_sae,
-            normalize=normalize,
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            apply_b_dec=apply_b_dec,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            seed=seed,
-        )
+        super().__init__(d_sae, **common)
         self.l1 = l1
 
     def make_rule(self) -> Rule:
@@ -130,8 +92,7 @@ class TopKSAE(Dictionary):
         aux_k: dead latents in the auxiliary loss, half of the input's width by default.
         aux_alpha: its coefficient, 0 for none.
         multi_k: weight of the share of the variance that 4 k latents leave, added to the loss; 0 for none.
-        normalize, decoder_norm, b_dec_init, apply_b_dec, reconstruction, init_norm, seed: as of `ReLUSAE`. With free
-            norms latents are ranked by their value times their norm.
+        common: settings of all dictionaries, see `Dictionary`.
 
     Source: Gao et al., 2024, sections 2 and A.2.
     """
@@ -144,27 +105,11 @@ class TopKSAE(Dictionary):
         aux_k: int | None = None,
         aux_alpha: float = 1 / 32,
         multi_k: float = 0.0,
-        normalize: str = "none",
-        decoder_norm: str = "unit",
-        b_dec_init: str = "zeros",
-        apply_b_dec: bool = True,
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            d_sae,
-            normalize=normalize,
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            apply_b_dec=apply_b_dec,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            aux_k=aux_k,
-            aux_alpha=aux_alpha,
-            seed=seed,
-        )
+        super().__init__(d_sae, **common)
         self.k, self.multi_k = k, multi_k
+        self.aux_k, self.aux_alpha = aux_k, aux_alpha
 
     def make_rule(self) -> Rule:
         """TopK."""
@@ -193,7 +138,7 @@ class BatchTopKSAE(Dictionary):
         k: mean number of active latents of a row.
         rate: of the running mean of the smallest latent kept.
         aux_k, aux_alpha: as of `TopKSAE`.
-        normalize, decoder_norm, b_dec_init, apply_b_dec, reconstruction, init_norm, seed: as of `ReLUSAE`.
+        common: settings of all dictionaries, see `Dictionary`.
 
     Source: Bussmann, Leask and Nanda, 2024.
     """
@@ -206,27 +151,11 @@ class BatchTopKSAE(Dictionary):
         rate: float = 0.01,
         aux_k: int | None = None,
         aux_alpha: float = 1 / 32,
-        normalize: str = "none",
-        decoder_norm: str = "unit",
-        b_dec_init: str = "zeros",
-        apply_b_dec: bool = True,
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            d_sae,
-            normalize=normalize,
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            apply_b_dec=apply_b_dec,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            aux_k=aux_k,
-            aux_alpha=aux_alpha,
-            seed=seed,
-        )
+        super().__init__(d_sae, **common)
         self.k, self.rate = k, rate
+        self.aux_k, self.aux_alpha = aux_k, aux_alpha
 
     def make_rule(self) -> Rule:
         """BatchTopK."""
@@ -269,7 +198,7 @@ class JumpReLUSAE(Dictionary):
         target: L0 wanted by the last two.
         c: scale in "tanh".
         ste_to_input: straight-through gradients for pre-activations, too.
-        normalize, decoder_norm, b_dec_init, apply_b_dec, reconstruction, init_norm, seed: as of `ReLUSAE`.
+        common: settings of all dictionaries, see `Dictionary`.
 
     Source: Rajamanoharan et al., 2024 (Jumping Ahead), section 3.
     """
@@ -285,24 +214,9 @@ class JumpReLUSAE(Dictionary):
         target: float = 20.0,
         c: float = 4.0,
         ste_to_input: bool = False,
-        normalize: str = "none",
-        decoder_norm: str = "unit",
-        b_dec_init: str = "zeros",
-        apply_b_dec: bool = True,
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            d_sae,
-            normalize=normalize,
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            apply_b_dec=apply_b_dec,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            seed=seed,
-        )
+        super().__init__(d_sae, **common)
         self.l0, self.bandwidth, self.theta, self.penalty = l0, bandwidth, theta, penalty
         self.target, self.c, self.ste_to_input = target, c, ste_to_input
 
@@ -317,8 +231,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     Args:
         widths: m_1 < m_2 < ..., the last of which is the number of latents.
         k: mean number of active latents of a row, over all of them.
-        rate, aux_k, aux_alpha, normalize, decoder_norm, b_dec_init, apply_b_dec, reconstruction, init_norm, seed: as of
-            `BatchTopKSAE`.
+        rate, aux_k, aux_alpha, common: as of `BatchTopKSAE`.
         mean: take the mean over widths of the reconstruction losses, not their sum.
 
     Source: Bussmann, Nabeshima, Karvonen and Nanda, 2025.
@@ -333,13 +246,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         rate: float = 0.01,
         aux_k: int | None = None,
         aux_alpha: float = 1 / 32,
-        normalize: str = "none",
-        decoder_norm: str = "unit",
-        b_dec_init: str = "zeros",
-        apply_b_dec: bool = True,
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
         super().__init__(
             widths[-1] if len(widths) else 0,
@@ -347,13 +254,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             rate=rate,
             aux_k=aux_k,
             aux_alpha=aux_alpha,
-            normalize=normalize,
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            apply_b_dec=apply_b_dec,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            seed=seed,
+            **common,
         )
         self.widths, self.mean = widths, mean
 

@@ -28,11 +28,12 @@ class Crosscoder(Dictionary):
         widths: of the places.
         activation, settings: as of `Transcoder`.
         aux_k, aux_alpha: as of `TopKSAE`.
-        normalize: "none", or "mean_norm" or "mean_square" by one number for each place.
-        b_dec_init, reconstruction, init_norm, seed: as of `ReLUSAE`.
+        common: as of `Dictionary`; of normalisations the constants, one number for each place.
 
     Source: Lindsey et al., 2024.
     """
+
+    decided = ("decoder_norm", "apply_b_dec")
 
     def __init__(
         self,
@@ -43,24 +44,10 @@ class Crosscoder(Dictionary):
         *,
         aux_k: int | None = None,
         aux_alpha: float = 1 / 32,
-        normalize: str = "none",
-        b_dec_init: str = "zeros",
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            d_sae,
-            normalize=normalize,
-            decoder_norm="free",
-            b_dec_init=b_dec_init,
-            apply_b_dec=False,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            aux_k=aux_k,
-            aux_alpha=aux_alpha,
-            seed=seed,
-        )
+        super().__init__(d_sae, decoder_norm="free", apply_b_dec=False, **common)
+        self.aux_k, self.aux_alpha = aux_k, aux_alpha
         self.widths, self.activation, self.settings = widths, activation, settings
 
     def make_rule(self) -> Rule:

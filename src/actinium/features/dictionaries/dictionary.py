@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +23,8 @@ from actinium.features.dictionaries.sparse import decode, encode_entries
 __all__ = ["Dictionary"]
 
 KIND = "dictionary"
+COMMON = {"normalize", "decoder_norm", "b_dec_init", "apply_b_dec", "reconstruction", "init_norm", "seed"}
+"""Settings that all dictionaries have."""
 CHUNK = 256
 """Rows that are gone over at a time, so that they stay in the processor's cache between two looks at them."""
 BIASES = ("zeros", "mean", "geometric_median")
@@ -35,7 +38,20 @@ class Dictionary(Estimator, nn.Module):
     Parameters have the field's names and shapes: `W_enc` (d_in, d_sae), `b_enc` (d_sae,), `W_dec` (d_sae, d_out),
     `b_dec` (d_out,). They are made by `build`, which `fit` calls.
 
+    Args:
+        d_sae: number of latents.
+        normalize: "none"; "mean_norm" (times sqrt(d) / mean norm) or "mean_square" (root of the mean square norm 1) by
+            one number measured before training; "norm" (each row to sqrt(d)) or "layer_norm" (each row's mean and
+            standard deviation), undone on the reconstruction.
+        decoder_norm: "unit" (constrained), "free" (penalties and ranks are weighted by norms), or "ignored" (neither).
+        b_dec_init: "zeros", "mean" or "geometric_median" of a sample.
+        apply_b_dec: subtract the decoder's bias from the input.
+        reconstruction: "sse" (summed over d), "mse" or "fvu".
+        init_norm: norm of decoder rows at the start.
+        seed: of the weights.
+
     Attributes:
+        decided: settings of all dictionaries that an architecture decides itself.
         rule: the activation rule.
         d_in, d_out: widths of input and output.
         rows_: rows it was trained on.
@@ -43,6 +59,10 @@ class Dictionary(Estimator, nn.Module):
 
     fitted = "d_in"
     autoencodes = True
+    decided: tuple[str, ...] = ()
+    # Of the auxiliary loss, in architectures that have one.
+    aux_k: int | None = None
+    aux_alpha: float = 0.0
     W_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
@@ -58,17 +78,23 @@ class Dictionary(Estimator, nn.Module):
         apply_b_dec: bool = True,
         reconstruction: str = "sse",
         init_norm: float = 1.0,
-        aux_k: int | None = None,
-        aux_alpha: float = 1 / 32,
         seed: int = 0,
     ) -> None:
         nn.Module.__init__(self)
         self.d_sae, self.normalize, self.decoder_norm = d_sae, normalize, decoder_norm
         self.b_dec_init, self.apply_b_dec, self.reconstruction = b_dec_init, apply_b_dec, reconstruction
-        self.init_norm, self.aux_k, self.aux_alpha, self.seed = init_norm, aux_k, aux_alpha, seed
+        self.init_norm, self.seed = init_norm, seed
         self.about: dict[str, Any] = {}
         """What is known of where it belongs, such as {"model": ..., "site": ...}."""
         self.rows_ = 0
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        """Settings of the architecture, and of all dictionaries but those that it decides itself."""
+        own = super()._names()
+        return own + [
+            name for name in signature(Dictionary.__init__).parameters if name in COMMON - {*own, *cls.decided}
+        ]
 
     def make_rule(self) -> Rule:
         """The activation rule of these settings."""

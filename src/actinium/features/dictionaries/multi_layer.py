@@ -29,10 +29,12 @@ class MultiLayerSAE(TopKSAE):
         aux_k, aux_alpha: of the auxiliary loss.
         standardize: subtract each row's mean and divide by its standard deviation (plus 1e-5), undone afterwards; else
             layers of larger norm dominate the loss.
-        b_dec_init, decoder_norm, init_norm, seed: as of `ReLUSAE`.
+        common: settings of all dictionaries, see `Dictionary`.
 
     Source: Lawson et al., 2024, section 3. The loss is the share of variance that is lost, averaged over layers.
     """
+
+    decided = ("normalize", "reconstruction")
 
     def __init__(
         self,
@@ -42,22 +44,11 @@ class MultiLayerSAE(TopKSAE):
         aux_k: int | None = 256,
         aux_alpha: float = 1 / 32,
         standardize: bool = True,
-        b_dec_init: str = "zeros",
-        decoder_norm: str = "unit",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
+        normalize = "layer_norm" if standardize else "none"
         super().__init__(
-            d_sae,
-            k,
-            aux_k=aux_k,
-            aux_alpha=aux_alpha,
-            normalize="layer_norm" if standardize else "none",
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            reconstruction="fvu",
-            init_norm=init_norm,
-            seed=seed,
+            d_sae, k, aux_k=aux_k, aux_alpha=aux_alpha, normalize=normalize, reconstruction="fvu", **common
         )
         self.standardize = standardize
 

@@ -26,13 +26,14 @@ class Transcoder(Dictionary):
         activation: "topk", "batch_topk", "relu", "jumprelu" or "gated".
         settings: of the activation, such as {"k": 32} or {"l1": 1.0}.
         aux_k, aux_alpha: as of `TopKSAE`.
-        normalize: of the input, as of `ReLUSAE`; the output is reconstructed as it is.
-        decoder_norm, b_dec_init, reconstruction, init_norm, seed: as of `ReLUSAE`.
+        b_dec_init, common: as of `Dictionary`; the input is normalised, and the output reconstructed as it is. The
+            decoder's bias is not subtracted from the input.
 
     Source: Dunefsky, Chlenski and Nanda, 2024.
     """
 
     autoencodes = False
+    decided = ("apply_b_dec",)
     skips = False
 
     def __init__(
@@ -43,26 +44,12 @@ class Transcoder(Dictionary):
         *,
         aux_k: int | None = None,
         aux_alpha: float = 1 / 32,
-        normalize: str = "none",
-        decoder_norm: str = "unit",
         b_dec_init: str = "mean",
-        reconstruction: str = "sse",
-        init_norm: float = 1.0,
-        seed: int = 0,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            d_sae,
-            normalize=normalize,
-            decoder_norm=decoder_norm,
-            b_dec_init=b_dec_init,
-            apply_b_dec=False,
-            reconstruction=reconstruction,
-            init_norm=init_norm,
-            aux_k=aux_k,
-            aux_alpha=aux_alpha,
-            seed=seed,
-        )
+        super().__init__(d_sae, b_dec_init=b_dec_init, apply_b_dec=False, **common)
         self.activation, self.settings = activation, settings
+        self.aux_k, self.aux_alpha = aux_k, aux_alpha
 
     def make_rule(self) -> Rule:
         """That of the name."""
@@ -123,8 +110,7 @@ class SkipTranscoder(Transcoder):
     """yhat = f W_dec + b_dec + x W_skip^T, with a linear path beside the latents that starts at zero.
 
     Args:
-        d_sae, activation, settings, aux_k, aux_alpha, normalize, decoder_norm, b_dec_init, reconstruction, init_norm,
-            seed: as of `Transcoder`.
+        d_sae, activation, settings, aux_k, aux_alpha, b_dec_init, common: as of `Transcoder`.
 
     Source: Paulo, Shabalin and Belrose, 2025.
     """
