@@ -266,7 +266,7 @@ def test_a_skip_of_zero_makes_a_transcoder_of_a_skip_transcoder():
     skip.load_state_dict(plain.state_dict(), strict=False)
     torch.testing.assert_close(skip(rows()).xhat, plain(rows()).xhat)
     with torch.no_grad():
-        skip.W_skip.copy_(torch.randn(7, D))
+        skip.W_skip.copy_(rows(7))
     torch.testing.assert_close(skip(rows()).xhat, plain(rows()).xhat + rows() @ skip.W_skip.T, atol=1e-5, rtol=1e-5)
 
 
@@ -365,11 +365,11 @@ def test_geometric_median_is_that_of_a_line_and_resists_an_outlier():
 
 def test_leading_dimensions_are_kept_and_widths_are_checked():
     sae = F.TopKSAE(M, 5).build(D)
-    out = sae(torch.randn(2, 3, D))
+    out = sae(rows(6).view(2, 3, D))
     assert out.xhat.shape == (2, 3, D) and out.f.shape == (2, 3, M) and len(out.code) == 6
     torch.testing.assert_close(sae.decode(out.f), out.xhat)
     with pytest.raises(InputError, match="width 12, not 11"):
-        sae(torch.randn(2, 11))
+        sae(torch.zeros(2, 11))
     with pytest.raises(InputError, match="not fitted"):
         F.TopKSAE(M, 5)(rows())
 
