@@ -417,6 +417,7 @@ def test_other_shapes_are_read_back(name, tmp_path):
         (lambda: F.Crosscoder(8, [4], normalize="layer_norm"), "constant"),
         (lambda: F.TopKSAE(8, 2, aux_k=0), "aux_k"),
         (lambda: F.Transcoder(8, "topk", {"kk": 2}), "topk"),
+        (lambda: F.Crosscoder(8, [4], "relu", aux_k=2), "no auxiliary loss"),
     ],
 )
 def test_settings_out_of_range_are_refused(make, match):

@@ -286,8 +286,8 @@ def test_a_dictionary_of_a_real_model_goes_round_all_libraries(outside_data, tmp
         ["Once upon a time, there was a little girl who liked to play."] * 2, at="blocks.2.resid_post"
     )
     x = record["blocks.2.resid_post"].flatten(0, 1).float()
-    sae = ac.features.TopKSAE(4 * x.shape[1], 8, b_dec_init="mean", normalize="mean_norm").build(x.shape[1], sample=x)
-    sae.measure_scale(x)
+    sae = ac.features.TopKSAE(4 * x.shape[1], 8, b_dec_init="mean", normalize="mean_norm").build(x.shape[1])
+    sae.measure(x)
     sae.eval().about = {"model": "stories260K", "site": "blocks.2.resid_post"}
     for name in ("saelens", "sparsify", "dictionary_learning"):
         save_dictionary(sae, tmp_path / name, name)

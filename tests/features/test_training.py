@@ -16,7 +16,7 @@ from actinium.core.errors import InputError, MissingExtraError, UnknownNameError
 from actinium.features.training import trainer
 from actinium.features.training.config import TrainConfig
 from actinium.features.training.data import Rows, Running, source_of
-from actinium.features.training.revival import Silence, resample
+from actinium.features.training.revival import Silence, fired_in, resample
 from actinium.features.training.schedule import Signum, rate_factor, sparsity_factor
 
 F = ac.features
@@ -193,8 +193,8 @@ def test_dead_latents_are_pointed_at_what_is_reconstructed_badly():
 
 def test_silence_counts_rows_since_a_latent_was_active():
     silence = Silence(3, torch.device("cpu"))
-    silence.update(torch.tensor([[1.0, 0, 0], [0, 0, 0]]), 2)
-    silence.update(torch.tensor([[0.0, 2, 0]]), 1)
+    silence.update(fired_in(torch.tensor([[1.0, 0, 0], [0, 0, 0]])), 2)
+    silence.update(fired_in(torch.tensor([[0.0, 2, 0]])), 1)
     assert silence.rows.tolist() == [1, 0, 3] and silence.window.tolist() == [1, 1, 0]
     assert silence.dead(3).tolist() == [False, False, True]
 

@@ -33,6 +33,12 @@ class Tokens:
     def __len__(self) -> int:
         return int(self.ids.shape[0])
 
+    def after_first(self) -> Tensor:
+        """(batch, pos) bool: the mask without each text's first token, whose activations are often unlike others."""
+        mask = self.mask.clone()
+        mask[torch.arange(len(mask)), mask.int().argmax(1)] = False
+        return mask
+
     def __getitem__(self, rows: slice | Tensor) -> Tokens:
         """Some rows."""
         return Tokens(self.ids[rows], self.mask[rows], self.rows[rows])

@@ -79,21 +79,7 @@ class Browser:
             progress=progress,
         )
         self.largest = np.nan_to_num(self.contexts["value"].values[:, 0])
-        self.density = self._density(skip_first)
-
-    @torch.no_grad()
-    def _density(self, skip_first: bool) -> np.ndarray:
-        fired, total = torch.zeros(self.dictionary.d_sae), 0
-        for a in range(0, len(self.tokens), self.batch_size):
-            batch = self.tokens[a : a + self.batch_size]
-            mask = batch.mask.clone()
-            if skip_first:
-                mask[torch.arange(len(mask)), mask.int().argmax(1)] = False
-            x = flattened(self.model.record(batch, self.site)[self.site], self.dictionary.d_in)
-            code = self.dictionary.forward_latents(x[mask.to(x.device)].float()).code
-            fired += torch.bincount(code.latents, minlength=self.dictionary.d_sae).cpu()
-            total += int(mask.sum())
-        return (fired / max(1, total)).numpy()
+        self.density = self.contexts["density"].values
 
     def strongest(self, n: int = 10) -> list[int]:
         """The latents with the largest activations."""

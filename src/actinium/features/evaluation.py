@@ -190,9 +190,7 @@ def evaluate(
         batch = tokens[a : a + batch_size]
         with torch.no_grad():
             rec = model.record(batch, list(dict.fromkeys([site, target])), batch_size=batch_size)
-            mask = batch.mask.clone()
-            if skip_first:
-                mask[torch.arange(len(mask)), mask.int().argmax(1)] = False
+            mask = batch.after_first() if skip_first else batch.mask
             kept = mask.to(rec[site].device)
             x, y = (flattened(rec[s], w)[kept] for s, w in ((site, dictionary.d_in), (target, dictionary.d_out)))
             sums.update(x.float(), None if output is None else y.float())

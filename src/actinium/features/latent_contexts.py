@@ -42,6 +42,7 @@ class TopContexts:
         self.dictionary, self.latents, self.k, self.skip_first = dictionary, latents, k, skip_first
         self.values = torch.full((len(latents), 0), torch.nan)
         self.places = torch.zeros(len(latents), 0, 3, dtype=torch.long)
+        self.fired, self.tokens = torch.zeros(len(latents), dtype=torch.long), 0
 
     @torch.no_grad()
     def update(self, values: Tensor, context: Context) -> None:
@@ -68,6 +69,8 @@ class TopContexts:
         if bool(real.any()):
             kept = flat[real.to(flat.device)]
             f[real] = self.dictionary.encode(kept)[:, self.latents.to(flat.device)].float().cpu()
+        self.fired += (f > 0).sum((0, 1))
+        self.tokens += int(real.sum())
         value, at = f.max(1)
         row = torch.arange(len(f))[:, None]
         places = torch.stack([tokens[row, at], rows[:, None].expand_as(at), number[row, at]], -1)
@@ -76,13 +79,22 @@ class TopContexts:
         self.values = value.gather(1, order)
         self.places = places.gather(1, order[..., None].expand(-1, -1, 3))
 
-    def result(self) -> tuple[Tensor, Tensor]:
-        """Values (n, k), NaN where a latent was active in fewer texts; token, text and position (n, k, 3), -1 there."""
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What is found of each latent.
+
+        Returns:
+            values (n, k), NaN where it was active in fewer texts; token, text and position (n, k, 3), -1 there; the
+            share of tokens (n,) at which it is active.
+        """
         missing = self.k - self.values.shape[1]
         values = torch.nn.functional.pad(self.values, (0, missing), value=-1.0)
         places = torch.nn.functional.pad(self.places, (0, 0, 0, missing), value=-1)
         silent = ~(values > 0)
-        return values.masked_fill(silent, torch.nan), places.masked_fill(silent[..., None], -1)
+        return (
+            values.masked_fill(silent, torch.nan),
+            places.masked_fill(silent[..., None], -1),
+            self.fired / max(1, self.tokens),
+        )
 
 
 def top_contexts(
@@ -114,7 +126,8 @@ def top_contexts(
 
     Returns:
         Result over `latent` and `rank`: `value`, the largest activation in the text (NaN beyond the texts in which the
-        latent is active), `token`, `text` and `position` of it (-1 there).
+        latent is active), `token`, `text` and `position` of it (-1 there); `density` over `latent`, the share of
+        tokens at which it is active.
 
     Raises:
         InputError: the dictionary does not fit, a latent or k is out of range, activations are not finite.
@@ -129,7 +142,7 @@ def top_contexts(
         width = int(np.prod(inputs[site].shape[1:]))
         if width != dictionary.d_in:
             raise InputError(f"{site} of {inputs.address} is {width} wide, and the dictionary takes {dictionary.d_in}")
-        values, places = inputs.reduce(site, reducer, progress=progress)
+        values, places, density = inputs.reduce(site, reducer, progress=progress)
         record = provenance(None, inputs.fingerprint, latents=chosen, **about)
     else:
         if model is None:
@@ -139,11 +152,12 @@ def top_contexts(
         if tokens is None:
             raise InputError("contexts need texts or tokens")
         rec = model.record(tokens, site, reduce=reducer, batch_size=batch_size, progress=progress)
-        values, places = rec[site]
+        values, places, density = rec[site]
         record = provenance(model, {"ids": tokens.ids, "mask": tokens.mask}, latents=chosen, **about)
     data = {"value": values, **{name: places[..., i] for i, name in enumerate(("token", "text", "position"))}}
     dataset = xr.Dataset(
-        {name: (("latent", "rank"), value.numpy()) for name, value in data.items()},
+        {name: (("latent", "rank"), value.numpy()) for name, value in data.items()}
+        | {"density": ("latent", density.numpy())},
         {"latent": chosen.numpy(), "rank": np.arange(k)},
     )
     return Result(dataset, "top_contexts", "sae-steering-scores", record)

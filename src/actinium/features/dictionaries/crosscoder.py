@@ -71,6 +71,16 @@ class Crosscoder(Dictionary):
             for part, own in zip(sample.split(list(self.widths), 1), self.scale.split(list(self.widths)), strict=True):
                 own.fill_(normalisation.constant_scale(part, self.normalize))
 
+    def arrange(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """All places side by side.
+
+        Raises:
+            InputError: they have other widths.
+        """
+        if [p.shape[1] for p in parts] != list(self.widths):
+            raise InputError(f"the places are {[p.shape[1] for p in parts]} wide, not {list(self.widths)}")
+        return torch.cat(list(parts), 1), None
+
     def weights_of_latents(self) -> Tensor:
         """(d_sae,) sum over places of decoder norms."""
         return self.decoder_norms().sum(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
 from typing import Any, Self
@@ -100,13 +100,12 @@ class Dictionary(Estimator, nn.Module):
         """The activation rule of these settings."""
         raise InputError(f"{type(self).__name__} has no rule; use TopKSAE, JumpReLUSAE, ...")
 
-    def build(self, d_in: int, d_out: int | None = None, sample: Tensor | None = None) -> Self:
+    def build(self, d_in: int, d_out: int | None = None) -> Self:
         """Make parameters, drawn from the seed.
 
         Args:
             d_in: width of the input.
             d_out: width of the output, that of the input by default.
-            sample: rows (n, d_out) of what is reconstructed, normalised, for the decoder's bias.
 
         Raises:
             InputError: a setting is out of range.
@@ -125,15 +124,39 @@ class Dictionary(Estimator, nn.Module):
         self.W_enc = nn.Parameter(self._first_encoder(directions, random).contiguous().T)
         self.rule = self.make_rule()
         self.rule.build(self.d_sae)
+        if self.aux_k is not None and not self.rule.auxiliary:
+            raise InputError(f"{type(self.rule).__name__} latents have no auxiliary loss: leave aux_k out")
         self.b_enc = nn.Parameter(torch.zeros(self.d_sae)) if self.rule.encoder_bias else None
         self.b_dec = nn.Parameter(torch.zeros(d_out))
         if self.apply_b_dec and not self.autoencodes:
             raise InputError("the decoder's bias cannot be taken from another input: set apply_b_dec=False")
         self.register_buffer("scale", torch.ones(self.scale_shape()))
-        if sample is not None and self.b_dec_init != "zeros":
-            centre = normalisation.geometric_median(sample) if self.b_dec_init == "geometric_median" else sample.mean(0)
-            self.b_dec.data.copy_(centre)
         return self
+
+    def measure(self, x: Tensor, y: Tensor | None = None) -> None:
+        """Take the constant of the normalisation and the decoder's bias, if they are measured, from rows (n, d_in).
+
+        Args:
+            x: rows that are encoded.
+            y: (n, d_out) what is reconstructed, x by default.
+        """
+        self.measure_scale(x)
+        if self.b_dec_init != "zeros":
+            rows = normalisation.normalised(x, self.normalize, self.scale)[0] if y is None else y
+            centre = normalisation.geometric_median(rows) if self.b_dec_init == "geometric_median" else rows.mean(0)
+            self.b_dec.data.copy_(centre)
+
+    def arrange(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The input and, for a transcoder, the output, from rows (n, width) of each place.
+
+        Raises:
+            InputError: another number of places is wanted, or other widths.
+        """
+        wanted = 1 if self.autoencodes else 2
+        if len(parts) != wanted:
+            places = f"{wanted} place{'s' * (wanted > 1)}"
+            raise InputError(f"{type(self).__name__} trains on {places}, not {len(parts)}")
+        return parts[0], None if self.autoencodes else parts[1]
 
     def _first_encoder(self, directions: Tensor, random: torch.Generator) -> Tensor:
         """(d_sae, d_in): the decoder, or where widths differ directions of its own."""

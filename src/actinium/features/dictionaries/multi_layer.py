@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.features.dictionaries.architectures import TopKSAE
 from actinium.features.dictionaries.code import Code
+from actinium.features.dictionaries.normalisation import normalised
 from actinium.features.dictionaries.rules import Rule
 
 __all__ = ["LatentLayerDistribution", "MultiLayerSAE"]
@@ -64,17 +65,23 @@ class MultiLayerSAE(TopKSAE):
         """The parts of the loss on (n, layer, d_in), and the latents of the rows n x layer."""
         if x.ndim != 3:
             raise InputError(f"a multi-layer dictionary is trained on (rows, layer, d), not {tuple(x.shape)}")
-        parts, latents = super().loss(x.flatten(0, 1), None, dead, warm)
-        error = (self(x).xhat if not isinstance(latents, Code) else self._restored(x, latents)) - x
+        normal, undo = normalised(x.flatten(0, 1), self.normalize, self.scale)
+        latents, pre, _ = self.active(normal)
+        made = self.reconstruct(latents)
+        error = undo(made).view_as(x) - x
         variance = x.var((0, 2), correction=0).clamp_min(1e-12)
-        parts["reconstruction"] = (error.square().mean((0, 2)) / variance).mean()
-        return parts, latents
+        parts = {"reconstruction": (error.square().mean((0, 2)) / variance).mean()}
+        return parts | self.auxiliary(normal, normal, made, latents, pre, dead), latents
 
-    def _restored(self, x: Tensor, latents: Code) -> Tensor:
-        from actinium.features.dictionaries.normalisation import normalised
+    def arrange(self, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The layers as (n, layer, d_in).
 
-        _, undo = normalised(x.flatten(0, 1), self.normalize, self.scale)
-        return undo(self.reconstruct(latents)).view_as(x)
+        Raises:
+            InputError: they have different widths.
+        """
+        if len({p.shape[1] for p in parts}) != 1:
+            raise InputError(f"layers of one width are needed, not {[p.shape[1] for p in parts]}")
+        return torch.stack(list(parts), 1), None
 
 
 class LatentLayerDistribution:

@@ -55,9 +55,9 @@ class Transcoder(Dictionary):
         """That of the name."""
         return rule_of(self.activation, self.settings)
 
-    def build(self, d_in: int, d_out: int | None = None, sample: Tensor | None = None) -> Self:
+    def build(self, d_in: int, d_out: int | None = None) -> Self:
         """As of `Dictionary`, with a weight `W_skip` (d_out, d_in) of zeros if it skips."""
-        super().build(d_in, d_out, sample)
+        super().build(d_in, d_out)
         if self.skips:
             self.W_skip = nn.Parameter(torch.zeros(self.d_out, self.d_in))
         return self

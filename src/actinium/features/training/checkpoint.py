@@ -26,7 +26,7 @@ def write_checkpoint(folder: Path, runs: list[Run], step: int, mark: str, settin
     plain: list[dict[str, Any]] = []
     for i, run in enumerate(runs):
         tensors |= {f"{i}.parameter.{name}": t for name, t in run.dictionary.state_dict().items()}
-        silence = {"rows": run.silence.rows, "window": run.silence.window, "resampled": run.silence.resampled}
+        silence = {"rows": run.silence.rows, "window": run.silence.window}
         tensors |= {f"{i}.silence.{name}": t for name, t in silence.items()}
         named = {id(p): name for name, p in run.dictionary.named_parameters()}
         for parameter, state in run.optimizer.state.items():
@@ -61,7 +61,7 @@ def read_checkpoint(folder: Path, runs: list[Run], mark: str, settings: dict[str
     for i, run in enumerate(runs):
         own = {name.removeprefix(f"{i}."): t for name, t in tensors.items() if name.startswith(f"{i}.")}
         run.dictionary.load_state_dict({n.removeprefix("parameter."): t for n, t in own.items() if n[0] == "p"})
-        for name in ("rows", "window", "resampled"):
+        for name in ("rows", "window"):
             getattr(run.silence, name).copy_(own[f"silence.{name}"])
         run.optimizer.state.clear()
         for name, parameter in run.dictionary.named_parameters():

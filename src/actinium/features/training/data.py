@@ -125,15 +125,12 @@ class Running:
         self.rows = int(counts.clamp_min(0).sum())
         if not self.rows:
             raise InputError("these texts have no tokens to train on")
-        self.widths = [p.shape[1] for p in self._read(slice(0, 1))]
+        self.widths = [p.shape[1] for p in self._read(tokens[:1])]
         self.mark = fingerprint([model.fingerprint(), tokens.ids, tokens.mask, self.sites, block, skip_first])
 
-    def _read(self, rows: slice) -> list[Tensor]:
-        tokens = self.tokens[rows]
+    def _read(self, tokens: Tokens) -> list[Tensor]:
         rec = self.model.record(tokens, self.sites, batch_size=self.batch_size)
-        mask = tokens.mask.clone()
-        if self.skip_first:
-            mask[torch.arange(len(mask)), mask.int().argmax(1)] = False
+        mask = tokens.after_first() if self.skip_first else tokens.mask
         return [rec[site][mask.to(rec[site].device)].flatten(1) for site in self.sites]
 
     def sample(self, n: int, seed: int) -> list[Tensor]:
@@ -141,30 +138,21 @@ class Running:
         order = torch.randperm(len(self.tokens), generator=torch.Generator().manual_seed(seed))
         counts = self.tokens.mask[order].sum(1).cumsum(0)
         chosen = order[: int((counts < n).sum()) + 1]
-        tokens = self.tokens
-        self.tokens = tokens[chosen]
-        try:
-            return [_checked(p).float() for p in self._read(slice(None))]
-        finally:
-            self.tokens = tokens
+        return [_checked(p).float() for p in self._read(self.tokens[chosen])]
 
     def batches(self, size: int, seed: int, passed: int) -> Iterator[list[Tensor]]:
-        """Texts in a new order in every pass; rows left over by a block begin the next one."""
+        """Texts in a new order in every pass; rows left over by a block begin the next one.
+
+        What was passed is run again when a run goes on: rows that a block left over depend on it.
+        """
         random = torch.Generator().manual_seed(seed)
         left: list[Tensor] | None = None
         skipped = 0
         while True:
             order = torch.randperm(len(self.tokens), generator=random)
             for start in range(0, len(order), self.block):
-                texts = order[start : start + self.block]
-                counts = (self.tokens.mask[texts].sum(1) - int(self.skip_first)).clamp_min(0)
-                # Blocks that were passed over wholly are not run again, unless their last rows begin the next.
-                tokens, self.tokens = self.tokens, self.tokens[texts]
-                try:
-                    parts = self._read(slice(None))
-                finally:
-                    self.tokens = tokens
-                shuffled = torch.randperm(int(counts.sum()), generator=random)
+                parts = self._read(self.tokens[order[start : start + self.block]])
+                shuffled = torch.randperm(len(parts[0]), generator=random)
                 parts = [p[shuffled].float() for p in parts]
                 if left is not None:
                     parts = [torch.cat([a, b]) for a, b in zip(left, parts, strict=True)]

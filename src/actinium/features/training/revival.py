@@ -9,7 +9,7 @@ from actinium.features.dictionaries.code import Code
 from actinium.features.dictionaries.dictionary import Dictionary
 from actinium.features.dictionaries.normalisation import normalised
 
-__all__ = ["Silence", "resample"]
+__all__ = ["Silence", "fired_in", "resample"]
 
 ENCODER = 0.2
 """Norm of a new latent's encoder weights, as a share of the mean norm of the living."""
@@ -25,12 +25,10 @@ class Silence:
 
     def __init__(self, d_sae: int, device: torch.device) -> None:
         self.rows = torch.zeros(d_sae, dtype=torch.long, device=device)
-        self.resampled = torch.zeros(d_sae, dtype=torch.long, device=device)
         self.window = torch.zeros(d_sae, dtype=torch.long, device=device)
 
-    def update(self, latents: Code | Tensor, n: int) -> None:
-        """After a batch of n rows."""
-        fired = fired_in(latents)
+    def update(self, fired: Tensor, n: int) -> None:
+        """After a batch of n rows, at `fired` (d_sae,) of which each latent was active."""
         self.rows += n
         self.rows[fired > 0] = 0
         self.window += fired

@@ -51,16 +51,11 @@ class Run:
     def __init__(self, dictionary: Dictionary, config: TrainConfig, source: Source, device: torch.device) -> None:
         self.dictionary, self.config = dictionary, config
         sample = source.sample(config.sample, config.seed)
-        x, y = arranged(dictionary, sample)
-        # Settings that `fit` itself changes would be others when the same call goes on from a checkpoint.
+        x, y = dictionary.arrange(sample)
         width, out = x.shape[-1], x.shape[-1] if y is None else y.shape[-1]
         if "d_in" not in vars(dictionary):
-            rows = x.flatten(0, -2)
-            if y is None:
-                build_normalised(dictionary, width, rows)
-            else:
-                dictionary.build(width, out, y)
-                dictionary.measure_scale(rows)
+            dictionary.build(width, out)
+            dictionary.measure(x.flatten(0, -2), y)
         elif (dictionary.d_in, dictionary.d_out) != (width, out):
             raise InputError(
                 f"the dictionary maps width {dictionary.d_in} to {dictionary.d_out}, the data from {width} to {out}"
@@ -88,11 +83,7 @@ class Run:
             parts, latents = self.loss(x, y, dead, torch.tensor(warm, device=x.device))
             total = torch.stack([p.float() for p in parts.values()]).sum() / self.config.accumulate
         self.scaler.scale(total).backward()
-        fired = team.add(fired_in(latents))
-        rows = len(x) * team.size
-        self.silence.rows += rows
-        self.silence.rows[fired > 0] = 0
-        self.silence.window += fired
+        self.silence.update(team.add(fired_in(latents)), len(x) * team.size)
         return parts, latents
 
     def step(self, factor: float, team: Team) -> float:
@@ -112,41 +103,6 @@ class Run:
         self.dictionary.after_step()
         team.agree(self.dictionary.rule.buffers())
         return norm
-
-
-def build_normalised(dictionary: Dictionary, width: int, rows: Tensor) -> None:
-    """Make parameters, with the decoder's bias measured on rows as they will be reconstructed."""
-    from actinium.features.dictionaries.normalisation import normalised
-
-    dictionary.build(width)
-    dictionary.measure_scale(rows)
-    if dictionary.b_dec_init != "zeros":
-        scale = dictionary.scale.clone()
-        dictionary.build(width, sample=normalised(rows, dictionary.normalize, scale)[0])
-        dictionary.scale.copy_(scale)
-
-
-def arranged(dictionary: Dictionary, parts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """The input and, for a transcoder, the output, from rows of each place.
-
-    Raises:
-        InputError: it wants another number of places.
-    """
-    from actinium.features.dictionaries.crosscoder import Crosscoder
-    from actinium.features.dictionaries.multi_layer import MultiLayerSAE
-
-    if isinstance(dictionary, Crosscoder):
-        if [p.shape[1] for p in parts] != list(dictionary.widths):
-            raise InputError(f"the places are {[p.shape[1] for p in parts]} wide, not {list(dictionary.widths)}")
-        return torch.cat(list(parts), 1), None
-    if isinstance(dictionary, MultiLayerSAE):
-        if len({p.shape[1] for p in parts}) != 1:
-            raise InputError(f"layers of one width are needed, not {[p.shape[1] for p in parts]}")
-        return torch.stack(list(parts), 1), None
-    wanted = 1 if dictionary.autoencodes else 2
-    if len(parts) != wanted:
-        raise InputError(f"{type(dictionary).__name__} trains on {wanted} place{'s' * (wanted > 1)}, not {len(parts)}")
-    return parts[0], None if dictionary.autoencodes else parts[1]
 
 
 def train(
@@ -261,7 +217,7 @@ def _step(
     """One step of one dictionary, and its numbers."""
     warm = sparsity_factor(config, step, steps)
     for parts in taken:
-        x, y = arranged(run.dictionary, parts)
+        x, y = run.dictionary.arrange(parts)
         x, y = team.share(x), None if y is None else team.share(y)
         losses, latents = run.accumulate(x, y, warm, team)
     values = {name: float(value.detach()) for name, value in losses.items()}
