@@ -1,4 +1,4 @@
-from . import applications, circuits, compare, core, features, guard, measure, papers, probes, report, store, world
+from . import applications, circuits, compare, core, features, guard, measure, papers, probes, report, steering, store, world
 from .core import edits, errors, metrics, reducers
 from .core.loading import load
 from .core.model import Model
@@ -30,6 +30,7 @@ __all__ = [
     "probes",
     "reducers",
     "report",
+    "steering",
     "store",
     "world",
 ]

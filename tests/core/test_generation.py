@@ -286,3 +286,39 @@ def test_beam_search_without_a_recording_runs_and_may_be_edited():
 def test_a_module_that_cannot_generate_is_refused():
     with pytest.raises(InputError, match="cannot generate"):
         shared("vit").generate(token_ids())
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_new_positions_are_those_after_the_prompt(use_cache):
+    model, tokens, vector = shared("gpt2"), left_padded(), torch.linspace(-9, 9, 32)
+    with (
+        model.recording("blocks.0.resid_post") as plain,
+        model.edit({"blocks.0.resid_post": Add(vector).at(positions="prompt")}),
+        model.edit({"blocks.0.resid_post": Add(-vector).at(positions="prompt")}),
+    ):
+        model.generate(tokens, **GREEDY, use_cache=use_cache)
+    with model.recording("blocks.0.resid_post") as rec, model.edit({"blocks.0.resid_post": Zero().at(positions="new")}):
+        model.generate(tokens, **GREEDY, use_cache=use_cache)
+    kept = rec["blocks.0.resid_post"][:, : tokens.ids.shape[1]]
+    assert torch.allclose(kept, plain["blocks.0.resid_post"][:, : tokens.ids.shape[1]], atol=1e-4)
+    assert float(rec["blocks.0.resid_post"][:, tokens.ids.shape[1] :].abs().max()) == 0
+    with (
+        model.recording("blocks.0.resid_post") as rec,
+        model.edit({"blocks.0.resid_post": Zero().at(positions="prompt")}),
+    ):
+        model.generate(tokens, **GREEDY, use_cache=use_cache)
+    assert float(rec["blocks.0.resid_post"][:, : tokens.ids.shape[1]].abs().max()) == 0
+    assert bool((rec["blocks.0.resid_post"][:, tokens.ids.shape[1] :].abs().amax(-1) > 0).all())
+
+
+def test_each_prompt_keeps_its_strength_in_a_beam_search():
+    model, vector = shared("gpt2"), torch.linspace(-9, 9, 32)
+    ids, strengths = token_ids(2, 5), torch.tensor([0.0, 1.0])
+    options = {"max_new_tokens": 5, "num_beams": 3, "eos_token_id": None}
+    with model.edit({"blocks.1.resid_post": Add(vector, scale=strengths)}):
+        both = model.generate(ids, **options)
+    for row, strength in enumerate(strengths.tolist()):
+        with model.edit({"blocks.1.resid_post": Add(vector, scale=strength)}):
+            assert torch.equal(model.generate(ids[row : row + 1], **options)[0], both[row])
+    with model.edit({"blocks.1.resid_post": Add(vector).at(rows=1)}):
+        assert torch.equal(model.generate(ids, **options), both)

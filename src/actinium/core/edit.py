@@ -54,7 +54,8 @@ class Edit:
 
         Args:
             positions: token positions: a number, several, a slice, or a tensor (k,) or (batch, k). 0 is the first
-                token of each text, -1 the last token of the prompt, also under padding and while generating.
+                token of each text, -1 the last token of the prompt, also under padding and while generating;
+                "prompt" are all tokens of the prompt, "new" those that are generated after it.
             heads: attention heads.
             units: entries of the last dimension (channels of an image).
             rows: rows of the batch.
@@ -96,7 +97,8 @@ class Edit:
             if wanted is not None and dim is not None:
                 chosen = chosen & _among(wanted, x.shape[dim], dim, x)
         if self.rows is not None:
-            rows = [r - where.now.row_start for r in self.rows]
+            copies = _copies(x, where)
+            rows = [r * copies + i - where.now.row_start for r in self.rows for i in range(copies)]
             chosen = chosen & _among([r for r in rows if 0 <= r < x.shape[0]], x.shape[0], 0, x)
         return chosen
 
@@ -170,9 +172,20 @@ def _among(wanted: list[int], size: int, dim: int, x: Tensor) -> Tensor:
     return flags.view(shape)
 
 
+def _copies(x: Tensor, where: Where) -> int:
+    """How many rows of the pass each prompt has: its beams, or its sampled sequences."""
+    generation = where.now.generation
+    prompts = len(generation.prompt) if generation is not None else 0
+    return x.shape[0] // prompts if prompts and x.shape[0] % prompts == 0 else 1
+
+
 def rows_of(value: Tensor, x: Tensor, where: Where) -> Tensor:
     """Of a value with a row for each row of the whole call, those of this batch."""
     total, first = where.now.rows, where.now.row_start
+    copies = _copies(x, where)
+    if copies > 1 and value.ndim in (1, x.ndim) and value.shape[0] * copies == x.shape[0] and value.shape[0] > 1:
+        # Beams and sampled sequences stand beside each other, prompt after prompt.
+        return value if value.shape == x.shape[-1:] else value.repeat_interleave(copies, 0)
     whole = value.ndim in (1, x.ndim) and value.shape[:1] == (total,) and total != x.shape[0]
     return value[first : first + x.shape[0]] if whole and value.shape != x.shape[-1:] else value
 
@@ -209,7 +222,7 @@ def placed(value: Tensor, x: Tensor, where: Where, positions: Any) -> Tensor:
     n, have, start = x.shape[dim], value.shape[dim], where.start
     if have == n and start == 0:
         return spread(value, x, where)
-    if positions is not None and not isinstance(positions, slice | Tensor):
+    if positions is not None and not isinstance(positions, slice | Tensor | str):
         wanted = [positions] if isinstance(positions, int) else list(positions)
         if len(wanted) == have:
             out = x

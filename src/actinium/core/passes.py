@@ -19,7 +19,8 @@ from actinium.core.errors import InputError
 
 __all__ = ["Generation", "Pass", "Positions", "check_positions", "read_pass"]
 
-Positions = int | slice | Iterable[int] | Tensor
+Positions = int | slice | Iterable[int] | Tensor | str
+SPANS = ("prompt", "new")
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,13 +70,18 @@ class Pass:
 
         Args:
             positions: a number, several, a slice, or a tensor: integers (k,), integers (batch, k) for other
-                positions in each row. Negative numbers count from the end of the prompt.
+                positions in each row. Negative numbers count from the end of the prompt. "prompt" are all of its
+                tokens, "new" those that are generated after it.
             n: number of columns.
             start: the first column.
             device: where the answer is wanted.
         """
         tokens = self.tokens(n, start, device)
         length = self.prompt.to(device)[:, None] if self.prompt is not None else None
+        if isinstance(positions, str):
+            end = length if length is not None else torch.tensor([[start + n]], device=device)
+            inside = tokens < end if positions == "prompt" else tokens >= end
+            return self._without_padding(inside, start)
         if isinstance(positions, slice):
             return self._without_padding(self._slice(positions, tokens, length, start + n), start)
         wanted = _as_tensor(positions).to(device)
@@ -129,8 +135,12 @@ def check_positions(positions: Any) -> None:
         if positions.step is not None and positions.step < 1:
             raise InputError(f"positions: a slice's step must be at least 1, not {positions.step}")
         return
+    if isinstance(positions, str) and positions in SPANS:
+        return
     if isinstance(positions, str | bool | float):
-        raise InputError(f"positions: expected integers, a slice or a tensor of integers, not {positions!r}")
+        raise InputError(
+            f"positions: expected integers, a slice, a tensor of integers, 'prompt' or 'new', not {positions!r}"
+        )
     if isinstance(positions, Tensor) and (positions.is_floating_point() or positions.dtype == torch.bool):
         raise InputError(f"positions: expected a tensor of integers, not of {positions.dtype}")
     try:

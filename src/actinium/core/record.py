@@ -121,7 +121,7 @@ def record(
 
 
 def _check_lengths(positions: Positions, inputs: Inputs) -> None:
-    if inputs.tokens is None or isinstance(positions, slice):
+    if inputs.tokens is None or isinstance(positions, slice | str):
         return
     lengths = inputs.tokens.mask.sum(1)
     wanted = (

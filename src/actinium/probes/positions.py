@@ -21,8 +21,8 @@ def as_places(positions: Any) -> dict[str, Any]:
     """Positions by label.
 
     Args:
-        positions: a number (0 first token, -1 last), "mean", a tensor (n,) of numbers, a list of numbers and "mean",
-            or {label: one of these}.
+        positions: a number (0 first token, -1 last), "mean", a tensor (n,) of numbers, a mask (n, pos) over whose
+            tokens the mean is taken, a list of numbers and "mean", or {label: one of these}.
 
     Raises:
         InputError: another kind, or none.
@@ -36,6 +36,7 @@ def as_places(positions: Any) -> dict[str, Any]:
     for label, place in named.items():
         number = isinstance(place, int) and not isinstance(place, bool)
         each = isinstance(place, Tensor) and place.ndim == 1 and not place.is_floating_point()
+        each = each or (isinstance(place, Tensor) and place.ndim == 2 and place.dtype == torch.bool)
         if not (number or each or (isinstance(place, str) and place == MEAN)):
             raise InputError(f"position {label!r}: expected an integer, 'mean' or integers (n,), not {place!r}")
     if not named:
@@ -49,7 +50,7 @@ def pick(values: Tensor, mask: Tensor | None, place: Any, what: str = "activatio
     Args:
         values: activations.
         mask: (n, pos), False on padding; None where there is none.
-        place: a number, a tensor (n,) of numbers, or "mean".
+        place: a number, a tensor (n,) of numbers, "mean", or a mask (n, pos) over whose tokens the mean is taken.
         what: what they are called in messages.
 
     Raises:
@@ -60,21 +61,39 @@ def pick(values: Tensor, mask: Tensor | None, place: Any, what: str = "activatio
     real = torch.ones(values.shape[:2], dtype=torch.bool) if mask is None else mask
     real = real.to(values.device)
     length = real.sum(1)
-    if isinstance(place, str):
-        weights = (real / length[:, None]).to(values.dtype)
+    masked = isinstance(place, Tensor) and place.dtype == torch.bool
+    if masked or isinstance(place, str):
+        chosen = _masked(place.to(values.device), real) if masked else real
+        weights = (chosen / chosen.sum(1, keepdim=True)).to(values.dtype)
         return torch.einsum("np,np...->n...", weights, values).flatten(1)
-    wanted = torch.as_tensor(place, device=values.device)
-    if wanted.ndim and len(wanted) != len(values):
-        raise InputError(f"positions: {len(wanted)} given for {len(values)} texts")
-    wanted = wanted.expand(len(values))
+    token = _token(place, length)
+    # The column of a text's token is where so many real columns have been seen.
+    column = (real.cumsum(1) == (token + 1)[:, None]).int().argmax(1)
+    return values[torch.arange(len(values), device=values.device), column].flatten(1)
+
+
+def _token(place: Any, length: Tensor) -> Tensor:
+    """Number (n,) of the token that is read in texts of these lengths."""
+    wanted = torch.as_tensor(place, device=length.device)
+    if wanted.ndim and len(wanted) != len(length):
+        raise InputError(f"positions: {len(wanted)} given for {len(length)} texts")
+    wanted = wanted.expand(len(length))
     token = torch.where(wanted < 0, wanted + length, wanted)
     bad = (token < 0) | (token >= length)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
         raise InputError(f"text {row} has {int(length[row])} tokens, and no position {int(wanted[row])}")
-    # The column of a text's token is where so many real columns have been seen.
-    column = (real.cumsum(1) == (token + 1)[:, None]).int().argmax(1)
-    return values[torch.arange(len(values), device=values.device), column].flatten(1)
+    return token
+
+
+def _masked(mask: Tensor, real: Tensor) -> Tensor:
+    if mask.shape != real.shape:
+        raise InputError(f"a mask of shape {tuple(mask.shape)} does not fit texts of shape {tuple(real.shape)}")
+    chosen = mask & real
+    empty = ~chosen.any(1)
+    if bool(empty.any()):
+        raise InputError(f"text {int(empty.nonzero()[0])}: the mask holds none of its tokens")
+    return chosen
 
 
 def activations_at(
@@ -106,19 +125,32 @@ def activations_at(
         return {(site, label): rec[site].flatten(1).cpu() for site in rec.sites for label in places}
     if len(tokens.rows.unique()) != len(tokens):
         raise InputError("a text is longer than the model's context; cut it, or record windows and probe those")
+    for place in places.values():
+        if isinstance(place, Tensor) and place.dtype == torch.bool:
+            _masked(place.to(tokens.mask.device), tokens.mask)
+        elif not isinstance(place, str):
+            _token(place, tokens.mask.sum(1))
     step = batch_size or 64
+    # Texts of like length stand together, so that little of a pass is padding.
+    order = tokens.mask.sum(1).argsort(stable=True)
     starts: Any = range(0, len(tokens), step)
     if progress:
         from rich.progress import track
 
         starts = track(starts, description="recording", transient=True)
-    parts: dict[tuple[str, str], list[Tensor]] = {}
+    found: dict[tuple[str, str], Tensor] = {}
     for start in starts:
-        rows = slice(start, start + step)
-        now = Tokens(tokens.ids[rows], tokens.mask[rows], torch.arange(len(tokens.ids[rows])))
+        rows = order[start : start + step]
+        columns = tokens.mask[rows].any(0).nonzero()[:, 0]
+        columns = slice(int(columns[0]), int(columns[-1]) + 1)
+        now = Tokens(tokens.ids[rows][:, columns], tokens.mask[rows][:, columns], torch.arange(len(rows)))
         rec = model.record(now, sites)
         for site in rec.sites:
             for label, place in places.items():
-                here = place[rows] if isinstance(place, Tensor) else place
-                parts.setdefault((site, label), []).append(pick(rec[site], now.mask, here, site).cpu())
-    return {key: torch.cat(values) for key, values in parts.items()}
+                here = place
+                if isinstance(place, Tensor):
+                    here = place[rows][:, columns] if place.ndim == 2 else place[rows]
+                values = pick(rec[site], now.mask, here, site).cpu()
+                whole = found.setdefault((site, label), values.new_empty(len(tokens), *values.shape[1:]))
+                whole[rows] = values
+    return found
