@@ -26,6 +26,14 @@ class Mean(Estimator):
         return self
 
 
+class Median(Mean):
+    decided = ("scale",)
+
+    def __init__(self, low=0, **common):
+        super().__init__(scale=2.0, **common)
+        self.low = low
+
+
 def every_estimator():
     for module in pkgutil.walk_packages(actinium.__path__, "actinium."):
         if not module.name.endswith("__main__"):
@@ -47,6 +55,15 @@ def test_settings_are_read_set_and_shown():
         one.set_params(shfit=1.0)
 
 
+def test_settings_of_the_class_above_are_settings_too_but_for_those_that_are_decided():
+    one = Median(1, shift=3.0)
+    assert one.get_params() == {"low": 1, "shift": 3.0} and one.scale == 2.0
+    copy = sklearn.base.clone(one)
+    assert copy.get_params() == one.get_params()
+    with pytest.raises(UnknownNameError, match="scale"):
+        one.set_params(scale=1.0)
+
+
 def test_before_fit_it_is_refused():
     with pytest.raises(InputError, match="Mean is not fitted yet"):
         Mean().check_fitted()
@@ -63,11 +80,10 @@ def test_constructors_of_all_estimators_keep_their_arguments_and_do_nothing_else
     classes = [c for c in every_estimator() if not issubclass(c, nn.Module)]
     assert len(classes) >= 8
     for each in classes:
-        parameters = inspect.signature(each.__init__).parameters
-        given = {name: object() for name, p in parameters.items() if name != "self" and p.kind != p.VAR_KEYWORD}
-        given = {
-            name: value for name, value in given.items() if parameters[name].kind != inspect.Parameter.VAR_POSITIONAL
-        }
+        parameters = inspect.signature(each.__init__).parameters.values()
+        own = {p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        given = {name: object() for name in each._names()}
+        assert own <= set(given), each
         made = each(**given)
         assert made.get_params() == given, each
         assert not [name for name in vars(made) if name.endswith("_")], each

@@ -322,3 +322,17 @@ def test_each_prompt_keeps_its_strength_in_a_beam_search():
             assert torch.equal(model.generate(ids[row : row + 1], **options)[0], both[row])
     with model.edit({"blocks.1.resid_post": Add(vector).at(rows=1)}):
         assert torch.equal(model.generate(ids, **options), both)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_a_pass_over_a_filled_cache_is_recorded_under_its_own_padding(name):
+    model, ids = shared(name), token_ids(2, 7)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, :2], mask[1, -1] = 0, 0  # padding before the first text and behind the second
+    places = (mask.cumsum(1) - 1).clamp(min=0)
+    begun = model.module(ids[:, :4], attention_mask=mask[:, :4], position_ids=places[:, :4], use_cache=True)
+    with model.recording("blocks.1.resid_post") as rec:
+        model.module(ids[:, 4:], attention_mask=mask, position_ids=places[:, 4:], past_key_values=begun.past_key_values)
+    want = model.record(Tokens(ids, mask.bool(), torch.arange(2)), "blocks.1.resid_post")["blocks.1.resid_post"]
+    assert same(rec["blocks.1.resid_post"], want[:, 4:])
+    assert torch.equal(rec.mask, mask[:, 4:].bool()) and torch.equal(rec.tokens, ids[:, 4:])

@@ -49,7 +49,7 @@ def test_what_gives_no_direction_or_score_is_refused():
     rows = drawn(8, 4)
     with pytest.raises(InputError, match="means are equal"):
         difference_in_means(rows, rows.flip(0))
-    with pytest.raises(InputError, match="negative activations have 3 entries, expected 4"):
+    with pytest.raises(InputError, match="negative activations: rows have 3 entries, expected 4"):
         difference_in_means(rows, rows[:, :3])
     with pytest.raises(InputError, match="positive activations: expected rows"):
         difference_in_means(rows[0], rows)

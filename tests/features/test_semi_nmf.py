@@ -11,7 +11,8 @@ from scipy.optimize import nnls
 
 import actinium as ac
 from actinium.core.errors import ActiniumWarning, InputError, LoadError, UnknownNameError
-from actinium.features.rows import as_rows, token_rows
+from actinium.core.rows import as_rows
+from actinium.features.rows import token_rows
 from actinium.features.semi_nmf import SemiNMF
 
 

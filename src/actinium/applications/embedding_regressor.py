@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,9 +10,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from actinium.core.errors import InputError, LoadError
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError
+from actinium.core.fitted import SavedEstimator, State, below, prefixed
+from actinium.core.progress import shown
 
 __all__ = ["EmbeddingRegressor"]
 
@@ -50,7 +49,7 @@ class _Network(nn.Module):
         return self.readout(self.penultimate(self.embed(ids)))
 
 
-class EmbeddingRegressor(Estimator):
+class EmbeddingRegressor(SavedEstimator):
     """Learns numbers from whole numbers, such as a binding energy from those of protons and neutrons.
 
     Args:
@@ -75,6 +74,7 @@ class EmbeddingRegressor(Estimator):
     """
 
     fitted = "network_"
+    saved_as = "regressor"
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class EmbeddingRegressor(Estimator):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.steps)
         random = torch.Generator().manual_seed(self.seed)
         losses = []
-        for _ in _shown(self.steps, progress):
+        for _ in shown(range(self.steps), "training", progress):
             rows = torch.randint(len(inputs), (min(self.batch_size, len(inputs)),), generator=random)
             error = (self.network_(inputs[rows]) - scaled[rows]).square() * known[rows]
             loss = error.sum() / known[rows].sum().clamp_min(1.0)
@@ -215,35 +215,15 @@ class EmbeddingRegressor(Estimator):
         error = self.predict(ids).reshape(wanted.shape) - wanted
         return float(1 - np.nansum(error**2) / np.nansum((wanted - np.nanmean(wanted, 0)) ** 2))
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and fitted values to one safetensors file."""
-        state = {f"network.{k}": v for k, v in self._fitted().state_dict().items()}
-        state |= {"low": self.low_, "high": self.high_, **{f"seen.{i}": s for i, s in enumerate(self.seen_)}}
-        settings = self.get_params() | {"vocab_sizes": [int(n) for n in self.vocab_sizes]}
-        return write_fitted(path, "regressor", state, settings, loss=self.loss_)
+    def _settings(self) -> dict[str, Any]:
+        return self.get_params() | {"vocab_sizes": [int(n) for n in self.vocab_sizes]}
 
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
+    def _state(self) -> State:
+        tensors = prefixed("network", self.network_.state_dict()) | {"low": self.low_, "high": self.high_}
+        return tensors | {f"seen.{i}": s for i, s in enumerate(self.seen_)}, {"loss": self.loss_}
 
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, state = read_fitted(path, "regressor")
-        try:
-            out = cls(**about["settings"])
-            out.network_ = _Network(out.vocab_sizes, out.n_outputs, out.hidden, out.depth, out.init_std).eval()
-            out.network_.load_state_dict({k[8:]: v for k, v in state.items() if k.startswith("network.")})
-            out.low_, out.high_, out.loss_ = state["low"], state["high"], float(about["loss"])
-            out.seen_ = [state[f"seen.{i}"] for i in range(len(out.vocab_sizes))]
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise LoadError(f"the regressor in {path} is damaged: {error}") from None
-        return out
-
-
-def _shown(steps: int, progress: bool) -> Any:
-    if not progress:
-        return range(steps)
-    from rich.progress import track
-
-    return track(range(steps), description="training", transient=True)
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.network_ = _Network(self.vocab_sizes, self.n_outputs, self.hidden, self.depth, self.init_std).eval()
+        self.network_.load_state_dict(below("network", tensors))
+        self.low_, self.high_, self.loss_ = tensors["low"], tensors["high"], float(about["loss"])
+        self.seen_ = [tensors[f"seen.{i}"] for i in range(len(self.vocab_sizes))]

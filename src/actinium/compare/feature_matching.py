@@ -10,10 +10,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from actinium.compare.paired_rows import as_matrix
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
+from actinium.core.rows import as_rows
 
 __all__ = ["JUNK", "FeatureCorrelation", "filter_matches", "match_features_by_correlation", "top_tokens"]
 
@@ -58,7 +58,8 @@ class FeatureCorrelation:
         Raises:
             InputError: different numbers of rows, other numbers of features than before, or values that are not finite.
         """
-        xs = as_matrix(a, "features of A"), as_matrix(b, "features of B")
+        given = {"features of A": a, "features of B": b}
+        xs = [as_rows(rows, what, flat=False, dtype=torch.float64) for what, rows in given.items()]
         if len(xs[0]) != len(xs[1]):
             raise InputError(f"the same tokens are needed: A has {len(xs[0])} rows, B {len(xs[1])}")
         if not self.count:
@@ -212,7 +213,7 @@ def top_tokens(activations: Any, tokens: Sequence[str], n: int = 5) -> list[list
     Raises:
         InputError: another number of tokens, or n is below 1.
     """
-    values = as_matrix(activations, "activations")
+    values = as_rows(activations, flat=False, dtype=torch.float64)
     if len(tokens) != len(values) or n < 1:
         raise InputError(f"expected a token for each of {len(values)} rows and n >= 1, got {len(tokens)} and {n}")
     words = [token.strip(" ") for token in tokens]

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actinium.compare.paired_rows import as_matrix, paired
+from actinium.compare.paired_rows import paired
 from actinium.core.errors import InputError
+from actinium.core.rows import as_rows
 
 __all__ = ["knn_jaccard", "mmcs", "neighbours", "procrustes_similarity", "unit_cloud"]
 
@@ -82,7 +83,8 @@ def mmcs(a: Any, b: Any, *, absolute: bool = False) -> float:
 
     Source: Sharkey, Braun, Millidge, 2022 (mean max cosine similarity).
     """
-    one, other = as_matrix(a, "the first directions"), as_matrix(b, "the second directions")
+    given = {"the first directions": a, "the second directions": b}
+    one, other = (as_rows(rows, what, flat=False, dtype=torch.float64) for what, rows in given.items())
     if one.shape[1] != other.shape[1]:
         raise InputError(f"cosines need equal widths, got {one.shape[1]} and {other.shape[1]}")
     if not bool((one.norm(dim=1) > 0).all() and (other.norm(dim=1) > 0).all()):

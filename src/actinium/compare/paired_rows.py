@@ -4,30 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from actinium.core.errors import InputError
+from actinium.core.rows import as_rows
 
-__all__ = ["as_matrix", "paired"]
-
-
-def as_matrix(values: Any, what: str = "values") -> Tensor:
-    """Tensors, arrays and stored activations as float64 rows (n, d).
-
-    Raises:
-        InputError: another number of dimensions, no rows, or values that are not finite.
-    """
-    given = values if isinstance(values, Tensor | list | tuple) else values[:]
-    # A copy where an array has strides that tensors cannot have.
-    given = torch.as_tensor(np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given)
-    if given.ndim != 2 or not given.numel():
-        raise InputError(f"{what}: expected rows (n, d), got shape {tuple(given.shape)}")
-    rows = given.detach().double()
-    if not bool(torch.isfinite(rows).all()):
-        raise InputError(f"{what} hold NaN or infinite values")
-    return rows
+__all__ = ["paired"]
 
 
 def paired(x: Any, y: Any, least: int = 2) -> tuple[Tensor, Tensor]:
@@ -37,7 +20,8 @@ def paired(x: Any, y: Any, least: int = 2) -> tuple[Tensor, Tensor]:
         InputError: different numbers of rows, fewer than `least`, rows that are all alike in one, or values that are
             not finite.
     """
-    one, other = as_matrix(x, "the first representation"), as_matrix(y, "the second representation")
+    given = {"the first representation": x, "the second representation": y}
+    one, other = (as_rows(rows, what, flat=False, dtype=torch.float64) for what, rows in given.items())
     if len(one) != len(other) or len(one) < least:
         raise InputError(
             f"expected as many rows in both, at least {least}, got {tuple(one.shape)} and {tuple(other.shape)}"

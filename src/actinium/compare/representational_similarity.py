@@ -8,8 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from actinium.compare.paired_rows import as_matrix, paired
+from actinium.compare.paired_rows import paired
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.rows import as_rows
 
 __all__ = ["dissimilarities", "ranked_dissimilarities", "rsa"]
 
@@ -34,7 +35,7 @@ def dissimilarities(x: Any, distance: str = "correlation") -> Tensor:
     """
     if distance not in DISTANCES:
         raise UnknownNameError(unknown("distance", distance, DISTANCES))
-    rows = as_matrix(x)
+    rows = as_rows(x, "values", flat=False, dtype=torch.float64)
     if distance == "euclidean":
         return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist")
     if distance == "correlation":

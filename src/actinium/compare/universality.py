@@ -13,11 +13,12 @@ from torch import Tensor
 
 from actinium.compare.canonical_correlation import leading_basis
 from actinium.compare.geometry import neighbours, unit_cloud
-from actinium.compare.paired_rows import as_matrix, paired
+from actinium.compare.paired_rows import paired
 from actinium.compare.representational_similarity import ranked_dissimilarities
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
+from actinium.core.rows import as_rows
 
 __all__ = ["MEASURES", "feature_space_similarity"]
 
@@ -102,7 +103,8 @@ def feature_space_similarity(
         raise UnknownNameError(unknown("null", null, NULLS))
     if n_perm < 1 or not len(measures):
         raise InputError(f"expected one draw and one measure or more, got {n_perm} and {list(measures)}")
-    a, b = as_matrix(w_a, "directions of A").cpu(), as_matrix(w_b, "directions of B").cpu()
+    given = {"directions of A": w_a, "directions of B": w_b}
+    a, b = (as_rows(rows, what, flat=False, dtype=torch.float64).cpu() for what, rows in given.items())
     numbers = _numbers(pairs, len(a), len(b))
     x, y = paired(a[numbers[:, 0]], b[numbers[:, 1]])
     random = torch.Generator().manual_seed(seed)

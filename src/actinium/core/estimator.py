@@ -9,21 +9,33 @@ from actinium.core.errors import InputError, UnknownNameError, unknown
 
 __all__ = ["Estimator"]
 
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 
 class Estimator:
     """A method that is fitted: settings in the constructor and nothing else, values that end in `_` after `fit`.
 
     A subclass keeps each argument of its constructor under the argument's name, and may name in `fitted` the
-    attribute that is there once `fit` was called.
+    attribute that is there once `fit` was called. Where its constructor takes `**common`, these are the settings of the
+    class above, to whose constructor they go, without those that it names in `decided`: these it gives itself.
     """
 
     fitted: str = ""
+    decided: tuple[str, ...] = ()
 
     @classmethod
     def _names(cls) -> list[str]:
-        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        parameters = inspect.signature(cls.__init__).parameters
-        return [name for name, p in parameters.items() if name != "self" and p.kind not in variable]
+        names: dict[str, None] = {}
+        for above in cls.__mro__:
+            made = vars(above).get("__init__")
+            if made is None:
+                continue
+            parameters = inspect.signature(made).parameters.values()
+            kinds = {p.kind for p in parameters}
+            names |= {p.name: None for p in parameters if p.name != "self" and p.kind not in VARIABLE}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+        return [name for name in names if name not in cls.decided]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The settings by name."""

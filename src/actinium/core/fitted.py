@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
 from actinium.core.errors import InputError, LoadError
+from actinium.core.estimator import Estimator
 
-__all__ = ["read_fitted", "write_fitted"]
+__all__ = ["SavedEstimator", "State", "below", "opened", "prefixed", "read_fitted", "write_fitted"]
 
 FORMAT = 1
 KEY = "actinium.fitted"
+State = tuple[dict[str, Tensor], dict[str, Any]]
+"""Fitted tensors, and fitted values that JSON can hold."""
 
 
 def write_fitted(
@@ -70,3 +75,77 @@ def read_fitted(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Any]
     if not isinstance(about, dict) or about.get("format") != FORMAT or about.get("kind") != kind:
         raise LoadError(f"{path} is no {kind} of format {FORMAT}")
     return about, tensors
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """What `read_fitted` gives, in a block that takes it up: what does not fit there is a damaged file.
+
+    Raises:
+        LoadError: the file is missing, damaged, or holds something else.
+    """
+    about, tensors = read_fitted(path, kind)
+    try:
+        yield about, tensors
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise LoadError(f"the {kind} in {path} is damaged or does not fit: {error}") from None
+
+
+def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of one part, such as the weights of a network, under "name." and their own names."""
+    return {f"{name}.{key}": value for key, value in tensors.items()}
+
+
+def below(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of a file's tensors that `prefixed` put under a name, under their own ones."""
+    start = f"{name}."
+    return {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+
+
+class SavedEstimator(Estimator):
+    """An estimator that is kept in one file: a subclass says what it has found, and takes it up again.
+
+    `saved_as` says what the file holds, in words; by default it is the name of the class.
+    """
+
+    saved_as: str = ""
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write settings and fitted values to one safetensors file.
+
+        Raises:
+            InputError: `fit` was not called, a setting is no plain value, or the file cannot be written.
+        """
+        self.check_fitted()
+        tensors, values = self._state()
+        return write_fitted(path, self.saved_as or type(self).__name__, tensors, self._settings(), **values)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            LoadError: the file is missing, damaged, or holds something else.
+        """
+        return cls._loaded(path)
+
+    @classmethod
+    def _loaded(cls, path: str | os.PathLike[str], *absent: Any) -> Self:
+        """`load`, given the first arguments of the constructor where the file does not hold them."""
+        # Weights of a network that is built here are drawn only to be replaced: the caller's random numbers stay.
+        with opened(path, cls.saved_as or cls.__name__) as (about, tensors), torch.random.fork_rng(devices=[]):
+            out = cls(*absent, **about["settings"])
+            out._restore(tensors, about)
+        return out
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments of the constructor, in values that JSON can hold."""
+        return self.get_params()
+
+    def _state(self) -> State:
+        """What was found."""
+        raise NotImplementedError
+
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Take up what `_state` gave."""
+        raise NotImplementedError

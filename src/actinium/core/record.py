@@ -281,7 +281,8 @@ class _TokenWatch:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.groups: list[tuple[list[Tensor], Tensor | None]] = []
+        # Ids, mask, and the column of the first id: above 0 where a cache was filled before the block began.
+        self.groups: list[tuple[list[Tensor], Tensor | None, int]] = []
 
     def watch(self) -> Callable[[nn.Module, Pass], None]:
         def seen(module: nn.Module, now: Pass) -> None:
@@ -291,32 +292,31 @@ class _TokenWatch:
             mask = now.arguments.get("attention_mask")
             mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
             if now.again and self.groups:
-                self.groups[-1] = ([], mask)
+                self.groups[-1] = ([], mask, 0)
             elif not now.start or not self.groups:
-                self.groups.append(([], mask))
-            pieces = self.groups[-1][0]
-            known = self.groups[-1][1]
+                self.groups.append(([], mask, now.start))
+            pieces, known, first = self.groups[-1]
             if known is not None and (mask is None or mask.shape[1] < known.shape[1]):
                 mask = known  # a state-space model is told of the new columns only
-            have = sum(p.shape[1] for p in pieces)
+            have = first + sum(p.shape[1] for p in pieces)
             if have > now.start:
-                kept = torch.cat(pieces, 1)[:, : now.start]
+                kept = torch.cat(pieces, 1)[:, : now.start - first]
                 pieces[:] = [kept]
             pieces.append(ids.detach().cpu())
-            self.groups[-1] = (pieces, mask)
+            self.groups[-1] = (pieces, mask, first)
 
         return seen
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         if not self.groups:
             return None, None
-        ids = [torch.cat(pieces, 1) for pieces, _ in self.groups]
+        ids = [torch.cat(pieces, 1) for pieces, _, _ in self.groups]
         masks = []
-        for i, (_, mask) in zip(ids, self.groups, strict=True):
+        for i, (_, mask, first) in zip(ids, self.groups, strict=True):
             whole = torch.ones_like(i, dtype=torch.bool)
             if mask is not None and mask.shape[0] == i.shape[0]:
-                n = min(mask.shape[1], i.shape[1])
-                whole[:, :n] = mask[:, :n].bool().cpu()
+                n = min(mask.shape[1] - first, i.shape[1])
+                whole[:, :n] = mask[:, first : first + n].bool().cpu()
             masks.append(whole)
         size = max(i.shape[1] for i in ids)
         long = [longer(i, 1, size, 0) for i in ids]

@@ -174,6 +174,25 @@ class AttendedRows:
             "dest": ("row", self.dest.numpy()),
         }
 
+    def split(self, parts: Tensor, over: str, labels: dict[str, Any], plot: str) -> xr.Dataset:
+        """Contributions (row, part, source) to the pre-activation, their sums, and what they leave.
+
+        Args:
+            parts: the contributions.
+            over: what the parts are, such as "head".
+            labels: coordinates of the parts.
+            plot: the variable that is drawn.
+        """
+        data = {
+            "contribution": (("row", over, "source"), parts.numpy()),
+            f"by_{over}": (("row", over), parts.sum(2).numpy()),
+            "by_source": (("row", "source"), parts.sum(1).numpy()),
+            "pre": ("row", self.pre.numpy()),
+            "constant": ("row", self.constant.numpy()),
+            "remainder": ("row", (self.pre - self.constant - parts.sum((1, 2))).numpy()),
+        }
+        return xr.Dataset(data, self.coords() | labels, {"plot": {"variables": [plot]}})
+
 
 def attended_rows(
     model: Model,
@@ -295,18 +314,7 @@ def direct_feature_attribution(
     """
     found = attended_rows(model, layer, dictionary, inputs, latent, dest, batch_size=batch_size)
     parts = found.pattern * torch.einsum("rshd,rhd->rhs", found.values, found.weights)
-    data = xr.Dataset(
-        {
-            "contribution": (("row", "head", "source"), parts.numpy()),
-            "by_head": (("row", "head"), parts.sum(2).numpy()),
-            "by_source": (("row", "source"), parts.sum(1).numpy()),
-            "pre": ("row", found.pre.numpy()),
-            "constant": ("row", found.constant.numpy()),
-            "remainder": ("row", (found.pre - found.constant - parts.sum((1, 2))).numpy()),
-        },
-        coords={**found.coords(), "head": np.arange(parts.shape[1])},
-        attrs={"plot": {"variables": ["by_source"]}},
-    )
+    data = found.split(parts, "head", {"head": np.arange(parts.shape[1])}, plot="by_source")
     about: dict[str, Any] = {"layer": layer, "latent": found.latents.tolist(), "dest": found.dest.tolist()}
     record = provenance(model, [found.rec.tokens, found.rec.mask], dictionary=repr(dictionary), **about)
     return Result(data, "direct_feature_attribution", PAPER, record)

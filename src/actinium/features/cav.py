@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,32 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.rows import as_examples
 
-__all__ = ["CAV", "METHODS", "POOLS", "as_set", "pooled", "relative_cav"]
+__all__ = ["CAV", "METHODS", "POOLS", "pooled", "relative_cav"]
 
 METHODS = ("sgd", "logistic", "mean_diff", "lda")
 POOLS = ("none", "mean")
 PENALTIES = {"sgd": 0.01, "logistic": 1.0}
 """Weight of the squared norm where `alpha` is not given."""
-KIND = "concept activation vector"
-
-
-def as_set(values: Any, what: str) -> Tensor:
-    """Activations of a set (n, ...) as float64 on the CPU, without graph.
-
-    Raises:
-        InputError: there are none, or they are not finite.
-    """
-    given = torch.as_tensor(values) if isinstance(values, Tensor | list | tuple) else torch.as_tensor(values[:])
-    if given.ndim < 2 or not given.numel():
-        raise InputError(f"{what}: expected activations (n, ...) of one example or more, got {tuple(given.shape)}")
-    rows = given.detach().double().cpu()
-    if not bool(torch.isfinite(rows).all()):
-        raise InputError(f"{what} hold NaN or infinite values")
-    return rows
 
 
 def pooled(values: Tensor, pool: str, total: bool = False) -> Tensor:
@@ -67,7 +50,7 @@ def pooled(values: Tensor, pool: str, total: bool = False) -> Tensor:
     return values.sum(over) if total else values.mean(over)
 
 
-class CAV(Estimator):
+class CAV(SavedEstimator):
     """The unit vector of a linear classifier that tells examples of a concept from counter-examples.
 
     Both sets are cut to the size of the smaller one (its first rows), and a share of each is held out for the accuracy.
@@ -94,6 +77,7 @@ class CAV(Estimator):
     """
 
     fitted = "vector_"
+    saved_as = "concept activation vector"
 
     def __init__(
         self,
@@ -121,7 +105,8 @@ class CAV(Estimator):
             MissingExtraError: scikit-learn is needed and not installed.
         """
         self._check()
-        sets = [as_set(concept, "the concept's activations"), as_set(negative, "the negative activations")]
+        given = {"the concept's activations": concept, "the negative activations": negative}
+        sets = [as_examples(values, what, dtype=torch.float64).cpu() for what, values in given.items()]
         if sets[0].shape[1:] != sets[1].shape[1:]:
             raise InputError(
                 f"activations of the concept have shape {tuple(sets[0].shape[1:])}, the negative ones "
@@ -228,33 +213,14 @@ class CAV(Estimator):
             return given + step.view(given.shape[1:])
         return given + (step[:, None, None] if given.ndim == 4 else step)
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and vector to one safetensors file.
-
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         plain = {"norm": self.norm_, "bias": self.bias_, "accuracy": self.accuracy_, "rows": self.rows_}
-        return write_fitted(
-            path, KIND, {"vector": self.vector_}, self.get_params(), fitted=plain | {"shape": list(self.shape_)}
-        )
+        return {"vector": self.vector_}, {"fitted": plain | {"shape": list(self.shape_)}}
 
-    @classmethod
-    def load(cls, path: str | Path) -> CAV:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out, plain = cls(**about["settings"]), about["fitted"]
-            out.vector_, out.norm_, out.bias_ = tensors["vector"], plain["norm"], plain["bias"]
-            out.accuracy_, out.rows_, out.shape_ = plain["accuracy"], plain["rows"], tuple(plain["shape"])
-        except (KeyError, TypeError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        plain = about["fitted"]
+        self.vector_, self.norm_, self.bias_ = tensors["vector"], plain["norm"], plain["bias"]
+        self.accuracy_, self.rows_, self.shape_ = plain["accuracy"], plain["rows"], tuple(plain["shape"])
 
 
 def relative_cav(concepts: Mapping[str, Any], cav: CAV | None = None) -> dict[str, CAV]:
@@ -274,7 +240,10 @@ def relative_cav(concepts: Mapping[str, Any], cav: CAV | None = None) -> dict[st
     """
     if len(concepts) < 2:
         raise InputError(f"a relative vector needs two concepts or more, got {len(concepts)}")
-    sets = {name: as_set(values, f"activations of {name!r}") for name, values in concepts.items()}
+    sets = {
+        name: as_examples(values, f"activations of {name!r}", dtype=torch.float64).cpu()
+        for name, values in concepts.items()
+    }
     shapes = {tuple(s.shape[1:]) for s in sets.values()}
     if len(shapes) > 1:
         raise InputError(f"the concepts' activations differ in shape: {sorted(shapes)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -10,16 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.rows import as_rows
 from actinium.features.decompositions import PCA, KMeans
 from actinium.features.semi_nmf import SemiNMF
 
 __all__ = ["FACTORISATIONS", "ConceptBank", "nonnegative_codes"]
 
 FACTORISATIONS = ("nmf", "semi-nmf", "kmeans", "pca")
-KIND = "concept bank"
 
 
 def _codes(rows: NDArray[np.float64], bank: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -93,7 +91,7 @@ def _nmf(a: NDArray[np.float64], r: int, max_iter: int, seed: int) -> Tensor:
     return torch.from_numpy(np.array(factor.fit(a).components_, dtype=np.float64))
 
 
-class ConceptBank(Estimator):
+class ConceptBank(SavedEstimator):
     """A few vectors whose combinations give back activations: A = offset + U W, nearly.
 
     Args:
@@ -112,6 +110,7 @@ class ConceptBank(Estimator):
     """
 
     fitted = "bank_"
+    saved_as = "concept bank"
 
     def __init__(self, method: str = "nmf", n_concepts: int = 10, *, max_iter: int = 200, seed: int = 0) -> None:
         self.method, self.n_concepts, self.max_iter, self.seed = method, n_concepts, max_iter, seed
@@ -142,11 +141,7 @@ class ConceptBank(Estimator):
     def _checked(self, activations: Any) -> NDArray[np.float64]:
         if self.method not in FACTORISATIONS:
             raise UnknownNameError(unknown("factorisation", str(self.method), FACTORISATIONS))
-        a: NDArray[np.float64] = torch.as_tensor(activations).detach().double().cpu().numpy()
-        if a.ndim != 2 or not a.size:
-            raise InputError(f"expected activations (n, p), got shape {a.shape}")
-        if not np.isfinite(a).all():
-            raise InputError("activations hold NaN or infinite values")
+        a: NDArray[np.float64] = as_rows(activations, flat=False, dtype=torch.float64).cpu().numpy()
         if self.max_iter < 1 or not 1 <= self.n_concepts <= min(a.shape):
             raise InputError(
                 f"n_concepts lies between 1 and {min(a.shape)} for activations {a.shape}, and max_iter is at least 1; "
@@ -194,27 +189,8 @@ class ConceptBank(Estimator):
             raise InputError(f"this bank has {len(self.bank_)} concepts, got codes {tuple(codes.shape)}")
         return codes @ self.bank_.to(codes) + self.offset_.to(codes)
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and concepts to one safetensors file.
+    def _state(self) -> State:
+        return {"bank": self.bank_, "offset": self.offset_}, {"error": self.error_}
 
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
-        tensors = {"bank": self.bank_, "offset": self.offset_}
-        return write_fitted(path, KIND, tensors, self.get_params(), error=self.error_)
-
-    @classmethod
-    def load(cls, path: str | Path) -> ConceptBank:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            out.bank_, out.offset_, out.error_ = tensors["bank"], tensors["offset"], float(about["error"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.bank_, self.offset_, self.error_ = tensors["bank"], tensors["offset"], float(about["error"])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -12,10 +12,10 @@ import xarray as xr
 from torch import Tensor
 from torch.nn import functional as F
 
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import ActiniumWarning, InputError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import fingerprint, provenance
 from actinium.core.result import Result
 from actinium.features.concept_bank import ConceptBank
@@ -28,12 +28,11 @@ __all__ = ["CRAFT"]
 
 Half = Callable[[Tensor], Tensor]
 PLACES = ("crops", "positions")
-KIND = "CRAFT"
 LOST = 0.5
 """Relative error of rebuilt activations above which a warning is given."""
 
 
-class CRAFT(Estimator):
+class CRAFT(SavedEstimator):
     """Finds the concepts of a class in activations of crops of its images.
 
     The network is split in g, from images to activations that are not negative, and h, from there to logits. Images are
@@ -62,6 +61,7 @@ class CRAFT(Estimator):
     """
 
     fitted = "bank_"
+    saved_as = "CRAFT"
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class CRAFT(Estimator):
     def _below(self, images: Tensor, size: int, progress: bool = False) -> Tensor:
         """Activations (n, p) or (n, p, height, width) of images brought to the network's size, without graph."""
         pieces = []
-        for part in _shown(images.split(self.batch_size), progress):
+        for part in shown(images.split(self.batch_size), "concepts", progress):
             if part.shape[-1] != size:
                 part = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
             with torch.no_grad():
@@ -241,7 +241,7 @@ class CRAFT(Estimator):
         r = codes.shape[-1]
         design = torch.from_numpy(sobol_design(r, nb_design, sampler, scramble=scramble, seed=seed)).to(codes)
         values = []
-        for one in _shown(codes, progress):
+        for one in shown(codes, "concepts", progress):
             masks = design.view(len(design), *[1] * (one.ndim - 1), r)
             values.append(self.logit(masks * one, class_id))
         outputs = torch.stack(values).cpu().numpy()
@@ -322,21 +322,17 @@ class CRAFT(Estimator):
         out._check_halves()
         return out._fit(self.crops_[chosen], self.origins_[chosen], self.size_, False)
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings, concepts and examples to one safetensors file, without the network.
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self.get_params().items() if name not in ("g", "h")}
 
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         tensors = {"bank": self.bank_.bank_, "offset": self.bank_.offset_, "crops": self.crops_}
         tensors |= {"origins": self.origins_, "codes": self.codes_}
-        settings = {name: value for name, value in self.get_params().items() if name not in ("g", "h")}
-        return write_fitted(path, KIND, tensors, settings, error=self.bank_.error_, size=self.size_)
+        return tensors, {"error": self.bank_.error_, "size": self.size_}
 
     @classmethod
-    def load(cls, path: str | Path, g: Half, h: Half) -> CRAFT:
-        """Read what `save` wrote.
+    def load(cls, path: str | os.PathLike[str], g: Half, h: Half) -> Self:  # type: ignore[override]
+        """Read what `save` wrote: concepts and examples, without the network.
 
         Args:
             path: the file.
@@ -345,26 +341,15 @@ class CRAFT(Estimator):
         Raises:
             LoadError: the file is missing, damaged, or holds something else.
         """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(g, h, **about["settings"])
-            out.bank_ = ConceptBank(out.method, out.n_concepts, max_iter=out.max_iter, seed=out.seed)
-            out.bank_.bank_, out.bank_.offset_ = tensors["bank"], tensors["offset"]
-            out.bank_.error_, out.size_ = float(about["error"]), int(about["size"])
-            out.crops_, out.origins_, out.codes_ = tensors["crops"], tensors["origins"], tensors["codes"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+        return cls._loaded(path, g, h)
+
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.bank_ = ConceptBank(self.method, self.n_concepts, max_iter=self.max_iter, seed=self.seed)
+        self.bank_.bank_, self.bank_.offset_ = tensors["bank"], tensors["offset"]
+        self.bank_.error_, self.size_ = float(about["error"]), int(about["size"])
+        self.crops_, self.origins_, self.codes_ = tensors["crops"], tensors["origins"], tensors["codes"]
 
 
 def _mean(found: Tensor) -> Tensor:
     """(n, p): the mean over positions."""
     return found.mean((2, 3)) if found.ndim == 4 else found
-
-
-def _shown(steps: Sequence[Any] | Tensor, progress: bool) -> Any:
-    if not progress:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description="concepts", total=len(steps), transient=True)

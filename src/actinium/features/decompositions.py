@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, MissingExtraError
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
-from actinium.features.rows import as_rows
+from actinium.core.errors import ActiniumWarning, InputError, MissingExtraError
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.rows import as_rows
 
 __all__ = ["ICA", "NMF", "PCA", "KMeans"]
 
@@ -23,7 +21,7 @@ Floats = NDArray[np.float64]
 RANK = 1e-6
 
 
-class _Decomposition(Estimator):
+class _Decomposition(SavedEstimator):
     """Activations as codes times directions: X (n, d) ~ mean + codes (n, K) @ components (K, d).
 
     A subclass fits `components_` and `mean_` (zero where nothing is centred) and gives codes.
@@ -46,7 +44,7 @@ class _Decomposition(Estimator):
             InputError: values that are not finite or do not vary, or more components than the data have rank.
             MissingExtraError: scikit-learn is not installed.
         """
-        rows = as_rows(activations).double().cpu().numpy()
+        rows = as_rows(activations, dtype=torch.float64).cpu().numpy()
         if not rows.std(0).any():
             raise InputError("the activations are the same at every row: there is nothing to decompose")
         most, what = self._most(rows)
@@ -62,7 +60,7 @@ class _Decomposition(Estimator):
             InputError: `fit` was not called, another width, or values that are not finite.
         """
         self.check_fitted()
-        return self._codes(as_rows(activations, self.components_.shape[1]).double().cpu())
+        return self._codes(as_rows(activations, width=self.components_.shape[1], dtype=torch.float64).cpu())
 
     def inverse_transform(self, codes: Any) -> Tensor:
         """Rows (n, d) that codes (n, K) stand for, float64.
@@ -71,38 +69,20 @@ class _Decomposition(Estimator):
             InputError: `fit` was not called, or another number of components.
         """
         self.check_fitted()
-        return as_rows(codes, len(self.components_), "codes").double().cpu() @ self.components_ + self.mean_
+        rows = as_rows(codes, "codes", len(self.components_), dtype=torch.float64).cpu()
+        return rows @ self.components_ + self.mean_
 
     def directions(self) -> Tensor:
         """The components (K, d) at unit length."""
         self.check_fitted()
         return torch.nn.functional.normalize(self.components_, dim=1)
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and directions to one safetensors file.
+    def _state(self) -> State:
+        return {name: getattr(self, name) for name in ("components_", "mean_", *self.more)}, {}
 
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
-        tensors = {name: getattr(self, name) for name in ("components_", "mean_", *self.more)}
-        return write_fitted(path, type(self).__name__, tensors, self.get_params())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, cls.__name__)
-        try:
-            out = cls(**about["settings"])
-            for name in ("components_", "mean_", *cls.more):
-                setattr(out, name, tensors[name])
-        except (KeyError, TypeError) as error:
-            raise LoadError(f"{path} is no {cls.__name__}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        for name in ("components_", "mean_", *self.more):
+            setattr(self, name, tensors[name])
 
     def _most(self, rows: Floats) -> tuple[int, str]:
         """Largest number of components, and of what it is the number."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from actinium.core.errors import InputError
-from actinium.features.rows import as_rows
+from actinium.core.rows import as_rows
 
 __all__ = ["as_direction", "concept_detection_score", "difference_in_means"]
 
@@ -33,8 +33,8 @@ def difference_in_means(positive: Any, negative: Any) -> Tensor:
 
     Source: Marks and Tegmark, 2023 (mass-mean direction); a baseline of Shafran, Geiger, Geva, 2025.
     """
-    pos = as_rows(positive, what="positive activations").double()
-    neg = as_rows(negative, pos.shape[1], "negative activations").double().to(pos.device)
+    pos = as_rows(positive, "positive activations", dtype=torch.float64)
+    neg = as_rows(negative, "negative activations", pos.shape[1], dtype=torch.float64).to(pos.device)
     one, other = pos.mean(0), neg.mean(0)
     difference = one - other
     if float(difference.norm()) <= EQUAL * max(float(one.norm()), float(other.norm())):
@@ -66,7 +66,7 @@ def concept_detection_score(direction: Any, activating: Sequence[Any], neutral: 
     def mean(sentences: Sequence[Any], what: str) -> float:
         if not len(sentences):
             raise InputError(f"there are no {what} sentences")
-        rows = [as_rows(s, len(unit), f"{what} sentences").cpu() for s in sentences]
+        rows = [as_rows(s, f"{what} sentences", len(unit)).cpu() for s in sentences]
         cosines = torch.nn.functional.normalize(torch.cat(rows).double(), dim=1) @ unit
         return float(torch.stack([part.max() for part in cosines.split([len(r) for r in rows])]).mean())
 

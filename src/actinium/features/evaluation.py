@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from rich.progress import track
 from torch import Tensor
 
 from actinium.core.edits import Mean, Zero
 from actinium.core.errors import ActiniumWarning, InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.features.dictionaries.dictionary import Dictionary
@@ -185,8 +185,7 @@ def evaluate(
     losses = dict.fromkeys(("ce_clean", "ce_spliced", "ce_ablated", "kl_spliced", "kl_ablated"), 0.0)
     count = 0
     edit = Zero() if ablation == "zero" else Mean(_mean(model, target, tokens, batch_size))
-    starts = range(0, len(tokens), batch_size)
-    for a in track(starts, "evaluating", transient=True, disable=not progress):
+    for a in shown(range(0, len(tokens), batch_size), "evaluating", progress):
         batch = tokens[a : a + batch_size]
         with torch.no_grad():
             rec = model.record(batch, list(dict.fromkeys([site, target])), batch_size=batch_size)

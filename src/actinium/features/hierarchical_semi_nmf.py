@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,19 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
-from actinium.features.progress import steps
-from actinium.features.rows import as_rows
+from actinium.core.errors import InputError
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.progress import shown
+from actinium.core.rows import as_rows
 from actinium.features.semi_nmf import SemiNMF, nonnegative_codes
 
 __all__ = ["HierarchicalSemiNMF"]
 
-KIND = "hierarchy of semi-NMFs"
 
-
-class HierarchicalSemiNMF(Estimator):
+class HierarchicalSemiNMF(SavedEstimator):
     """Factorises activations X (n, d), then the features found, and so on: X ~ G W_1 ... W_(L-1) C_L.
 
     The features of a level are the rows that the next level factorises, so that every feature of one level is a
@@ -49,6 +45,7 @@ class HierarchicalSemiNMF(Estimator):
     """
 
     fitted = "components_"
+    saved_as = "hierarchy of semi-NMFs"
 
     def __init__(
         self,
@@ -101,7 +98,7 @@ class HierarchicalSemiNMF(Estimator):
         factors = [factor.clone().requires_grad_() for factor in (self.activations_, *self.weights_, top)]
         optimiser = torch.optim.Adam(factors, lr=self.lr)
         losses = []
-        for _ in steps(self.fine_tune, "fine-tuning", progress):
+        for _ in shown(range(self.fine_tune), "fine-tuning", progress):
             with torch.enable_grad():
                 loss = (rows - _product(factors)).square().mean()
             for factor, gradient in zip(factors, torch.autograd.grad(loss, factors), strict=True):
@@ -129,7 +126,7 @@ class HierarchicalSemiNMF(Estimator):
         features = self._level(level)
         if max_iter < 1:
             raise InputError(f"max_iter must be at least 1, got {max_iter}")
-        rows = as_rows(activations, features.shape[1]).to(features)
+        rows = as_rows(activations, width=features.shape[1]).to(features)
         return nonnegative_codes(rows, features, max_iter)
 
     def inverse_transform(self, codes: Any, level: int = 0) -> Tensor:
@@ -139,7 +136,7 @@ class HierarchicalSemiNMF(Estimator):
             InputError: `fit` was not called, there is no such level, or another number of features.
         """
         features = self._level(level)
-        return as_rows(codes, len(features), "codes").to(features) @ features
+        return as_rows(codes, "codes", len(features)).to(features) @ features
 
     def parents(self, level: int, k: int, n: int = 5) -> list[tuple[int, float]]:
         """The features of the next coarser level of which feature k is made, with their weights, largest first.
@@ -179,35 +176,20 @@ class HierarchicalSemiNMF(Estimator):
             raise InputError(f"level {number} is the coarsest: its features have no parents")
         return self.weights_[number]
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and factors to one safetensors file.
+    def _settings(self) -> dict[str, Any]:
+        return self.get_params() | {"sizes": [int(size) for size in self.sizes]}
 
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         tensors = {"activations": self.activations_, "loss_curve": torch.from_numpy(self.loss_curve_)}
         tensors |= {f"components.{i}": value for i, value in enumerate(self.components_)}
         tensors |= {f"weights.{i}": value for i, value in enumerate(self.weights_)}
-        return write_fitted(path, KIND, tensors, self.get_params() | {"sizes": [int(size) for size in self.sizes]})
+        return tensors, {}
 
-    @classmethod
-    def load(cls, path: str | Path) -> HierarchicalSemiNMF:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            levels = len(out.sizes)
-            out.components_ = [tensors[f"components.{i}"] for i in range(levels)]
-            out.weights_ = [tensors[f"weights.{i}"] for i in range(levels - 1)]
-            out.activations_, out.loss_curve_ = tensors["activations"], tensors["loss_curve"].numpy()
-        except (KeyError, TypeError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        levels = len(self.sizes)
+        self.components_ = [tensors[f"components.{i}"] for i in range(levels)]
+        self.weights_ = [tensors[f"weights.{i}"] for i in range(levels - 1)]
+        self.activations_, self.loss_curve_ = tensors["activations"], tensors["loss_curve"].numpy()
 
 
 def _product(factors: Sequence[Tensor]) -> Tensor:

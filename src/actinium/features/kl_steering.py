@@ -16,10 +16,10 @@ from actinium.core.inputs import Tokens
 from actinium.core.metrics import kl
 from actinium.core.model import Model
 from actinium.core.passes import Positions
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
-from actinium.features.progress import steps as steps_of
-from actinium.features.rows import as_rows
+from actinium.core.rows import as_rows
 
 __all__ = ["steer_to_kl", "steered_logits"]
 
@@ -86,7 +86,7 @@ def steer_to_kl(
     measure = _Divergence(model, site, prompts, positions, batch_size)
     signed = torch.cat([units * sign for sign in signs])
     search = _Search(measure, signed, wanted, low, high)
-    for _ in steps_of(steps, "steering", progress):
+    for _ in shown(range(steps), "steering", progress):
         if not search.step(tolerance):
             break
     shape = (len(signs), len(units), len(wanted))
@@ -237,7 +237,7 @@ def _units(model: Model, directions: Any, site: str) -> Tensor:
     if len(known.dims) != 3 or known.dims[1] != "pos":
         raise InputError(f"{known.name} has dimensions {known.dims}; steering needs batch, pos and one more")
     given = torch.as_tensor(directions).detach()
-    rows = as_rows(given[None] if given.ndim == 1 else given, known.sizes.get(known.dims[-1]), "directions")
+    rows = as_rows(given[None] if given.ndim == 1 else given, "directions", known.sizes.get(known.dims[-1]))
     rows = rows.double().cpu()
     length = rows.norm(dim=1, keepdim=True)
     if not bool((length > 0).all()):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from rich.progress import track
 from torch import Tensor
 
 from actinium.core.edits import Fn
@@ -17,6 +16,7 @@ from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.metrics import get_metric
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.core.task import Task
@@ -82,8 +82,7 @@ def latent_effects(
     score = _scorer(model, task, metric)
     site = f"blocks.{layer}.attn.z"
     found: list[Tensor] = []
-    starts = range(0, len(tokens), batch_size)
-    for a in track(starts, "removing latents", transient=True, disable=not progress):
+    for a in shown(range(0, len(tokens), batch_size), "removing latents", progress):
         rows = slice(a, a + batch_size)
         batch, place = tokens[rows], where[rows].to(model.device)
         with torch.no_grad():

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit, logit, xlog1py, xlogy
+from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
-from actinium.features.progress import steps
+from actinium.core.errors import InputError
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.progress import shown
 
 __all__ = ["BayesRatingAggregator", "majority_vote", "mean_rating"]
 
 Floats = NDArray[np.float64]
 Ratings = Sequence[Sequence[Any]]
 Workers = Sequence[Sequence[Hashable]]
-KIND = "rating aggregator"
 
 
 def majority_vote(ratings: Ratings | ArrayLike) -> Floats:
@@ -47,7 +45,7 @@ def mean_rating(ratings: Ratings | ArrayLike) -> Floats:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-class BayesRatingAggregator(Estimator):
+class BayesRatingAggregator(SavedEstimator):
     """Probability that a concept is present, from binary ratings and the errors that raters make (BRAgg).
 
     A rater says 1 with probability `tpr` where the concept is present and `fpr` where it is absent (two-coin model).
@@ -73,6 +71,7 @@ class BayesRatingAggregator(Estimator):
     """
 
     fitted = "tpr_"
+    saved_as = "rating aggregator"
 
     def __init__(
         self,
@@ -180,7 +179,7 @@ class BayesRatingAggregator(Estimator):
         group, names = self._groups(flat)
         tpr, fpr = (np.full(len(names), a / (a + b)) for a, b in (self.tpr_prior, self.fpr_prior))
         rate, trace = 0.5, []
-        for _ in steps(self.max_iter, "expectation maximisation", progress):
+        for _ in shown(range(self.max_iter), "expectation maximisation", progress):
             odds = logit(rate if fixed is None else fixed)
             post = expit(odds + _log_ratio(flat, tpr[group], fpr[group]))
             trace.append(self._objective(flat, group, odds, weight, rate if fixed is None else None, tpr, fpr))
@@ -265,38 +264,23 @@ class BayesRatingAggregator(Estimator):
                     "better than chance; leave these ratings out, or set allow_adversarial"
                 )
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and fitted errors to one safetensors file; raters' names are kept as text.
+    def _settings(self) -> dict[str, Any]:
+        prior = None if self.prior is None else np.asarray(self.prior, dtype=np.float64).tolist()
+        return self.get_params() | {"prior": prior}
 
-        Raises:
-            InputError: nothing was fitted, or the file cannot be written.
-        """
-        self.check_fitted()
-        settings = self.get_params()
-        if self.prior is not None:
-            settings["prior"] = np.asarray(self.prior, dtype=np.float64).tolist()
+    def _state(self) -> State:
         errors = {"tpr": [self.tpr_, *self.worker_tpr_.values()], "fpr": [self.fpr_, *self.worker_fpr_.values()]}
         tensors = {name: torch.tensor(values, dtype=torch.float64) for name, values in errors.items()}
         tensors["log_posterior"] = torch.from_numpy(self.log_posterior_)
-        return write_fitted(path, KIND, tensors, settings, raters=[str(w) for w in self.worker_tpr_])
+        # Raters' names are kept as text.
+        return tensors, {"raters": [str(w) for w in self.worker_tpr_]}
 
-    @classmethod
-    def load(cls, path: str | Path) -> BayesRatingAggregator:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            pairs = {name: tuple(about["settings"][name]) for name in ("tpr_prior", "fpr_prior")}
-            out = cls(**about["settings"] | pairs)
-            out._keep(*(tensors[k].numpy() for k in ("tpr", "fpr")), [None, *about["raters"]], np.empty(0))
-            out.log_posterior_ = tensors["log_posterior"].numpy()
-            out.n_iter_ = len(out.log_posterior_)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        # JSON has lists where the constructor was given pairs.
+        self.set_params(**{name: tuple(about["settings"][name]) for name in ("tpr_prior", "fpr_prior")})
+        self._keep(*(tensors[k].numpy() for k in ("tpr", "fpr")), [None, *about["raters"]], np.empty(0))
+        self.log_posterior_ = tensors["log_posterior"].numpy()
+        self.n_iter_ = len(self.log_posterior_)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from actinium.core.edits import Replace
@@ -191,23 +190,12 @@ def _result(
     earlier: Mapping[int, Dictionary],
 ) -> Result:
     values = torch.stack([part for _, _, _, part in entries], 1)
-    data = xr.Dataset(
-        {
-            "contribution": (("row", "component", "source"), values.numpy()),
-            "by_component": (("row", "component"), values.sum(2).numpy()),
-            "by_source": (("row", "source"), values.sum(1).numpy()),
-            "pre": ("row", found.pre.numpy()),
-            "constant": ("row", found.constant.numpy()),
-            "remainder": ("row", (found.pre - found.constant - values.sum((1, 2))).numpy()),
-        },
-        coords={
-            **found.coords(),
-            "component": np.array([name for name, _, _, _ in entries]),
-            "layer": ("component", [at for _, at, _, _ in entries]),
-            "kind": ("component", [kind for _, _, kind, _ in entries]),
-        },
-        attrs={"plot": {"variables": ["by_component"]}},
-    )
+    labels = {
+        "component": np.array([name for name, _, _, _ in entries]),
+        "layer": ("component", [at for _, at, _, _ in entries]),
+        "kind": ("component", [kind for _, _, kind, _ in entries]),
+    }
+    data = found.split(values, "component", labels, plot="by_component")
     about: dict[str, Any] = {"layer": layer, "latent": found.latents.tolist(), "dest": found.dest.tolist()}
     record = provenance(
         model,

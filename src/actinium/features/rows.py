@@ -1,44 +1,17 @@
-"""Activations as rows of numbers, and the rows of a model's real tokens with the words they stand at."""
+"""The rows of a model's real tokens, with the words they stand at."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from actinium.core.errors import InputError
 from actinium.core.model import Model
 
-__all__ = ["TokenRows", "as_rows", "token_rows"]
-
-
-def as_rows(values: Any, width: int | None = None, what: str = "activations") -> Tensor:
-    """Tensors, arrays and stored activations (…, d) as floating-point rows (n, d), at least float32.
-
-    Args:
-        values: the activations.
-        width: the d that is expected, None for any.
-        what: name for messages.
-
-    Raises:
-        InputError: fewer than two dimensions, no rows, another width, or values that are not finite.
-    """
-    given = values if isinstance(values, Tensor | list | tuple) else values[:]
-    # A copy where an array has strides that tensors cannot have.
-    given = torch.as_tensor(np.ascontiguousarray(given) if isinstance(given, np.ndarray) else given)
-    if given.ndim < 2 or not given.numel():
-        raise InputError(f"{what}: expected rows (n, d), got shape {tuple(given.shape)}")
-    rows = given.detach().flatten(0, -2)
-    if rows.dtype not in (torch.float32, torch.float64):
-        rows = rows.float()
-    if width is not None and rows.shape[1] != width:
-        raise InputError(f"{what} have {rows.shape[1]} entries, expected {width}")
-    if not bool(torch.isfinite(rows).all()):
-        raise InputError(f"{what} hold NaN or infinite values")
-    return rows
+__all__ = ["TokenRows", "token_rows"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
-from actinium.features.progress import steps
-from actinium.features.rows import as_rows
+from actinium.core.errors import ActiniumWarning, InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.progress import shown
+from actinium.core.rows import as_rows
 
 __all__ = ["SemiNMF"]
 
-KIND = "semi-NMF"
 INITS = ("random", "knn", "svd")
 # The ridge of the features' step, the smallest first activation and the term that keeps the update's denominator from
 # zero, as in the authors' program.
@@ -32,7 +29,7 @@ KMEANS_STEPS = 15
 DEAD = 1e-7
 
 
-class SemiNMF(Estimator):
+class SemiNMF(SavedEstimator):
     """Factorises activations X (n, d) into G C: activations G >= 0 (n, K) of features C (K, d) of either sign.
 
     G's column k is how active feature k is at each row (token); C's row k is what it adds to the neurons. With
@@ -59,6 +56,7 @@ class SemiNMF(Estimator):
     """
 
     fitted = "components_"
+    saved_as = "semi-NMF"
 
     def __init__(
         self,
@@ -94,7 +92,7 @@ class SemiNMF(Estimator):
         best, reference, waited = math.inf, math.inf, 0
         losses: list[float] = []
         found = codes, codes
-        for _ in steps(self.max_iter, "factorising", progress):
+        for _ in shown(range(self.max_iter), "factorising", progress):
             features = _features(rows, codes, keep)
             size = codes.norm(dim=0).clamp_min(1e-8)
             codes, features = codes / size, features * size[:, None]
@@ -173,7 +171,7 @@ class SemiNMF(Estimator):
         self.check_fitted()
         if max_iter < 1:
             raise InputError(f"max_iter must be at least 1, got {max_iter}")
-        rows = as_rows(activations, self.components_.shape[1]).to(self.components_)
+        rows = as_rows(activations, width=self.components_.shape[1]).to(self.components_)
         return nonnegative_codes(rows, self.components_, max_iter)
 
     def inverse_transform(self, codes: Any) -> Tensor:
@@ -183,7 +181,7 @@ class SemiNMF(Estimator):
             InputError: `fit` was not called, or another number of features.
         """
         self.check_fitted()
-        return as_rows(codes, len(self.components_), "codes").to(self.components_) @ self.components_
+        return as_rows(codes, "codes", len(self.components_)).to(self.components_) @ self.components_
 
     def directions(self) -> Tensor:
         """The features (K, d) at unit length; a feature without neurons stays zero."""
@@ -223,32 +221,14 @@ class SemiNMF(Estimator):
             raise InputError(f"features go from 0 to {len(self.components_) - 1}, not {k}")
         return k
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and factors to one safetensors file.
-
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         tensors = {"components": self.components_, "activations": self.activations_}
-        return write_fitted(path, KIND, tensors | {"loss_curve": torch.from_numpy(self.loss_curve_)}, self.get_params())
+        return tensors | {"loss_curve": torch.from_numpy(self.loss_curve_)}, {}
 
-    @classmethod
-    def load(cls, path: str | Path) -> SemiNMF:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            out.components_, out.activations_ = tensors["components"], tensors["activations"]
-            out.loss_curve_ = tensors["loss_curve"].numpy()
-        except (KeyError, TypeError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        out.n_iter_ = len(out.loss_curve_)
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.components_, self.activations_ = tensors["components"], tensors["activations"]
+        self.loss_curve_ = tensors["loss_curve"].numpy()
+        self.n_iter_ = len(self.loss_curve_)
 
 
 def nonnegative_codes(rows: Tensor, features: Tensor, updates: int) -> Tensor:

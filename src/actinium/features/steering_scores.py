@@ -13,11 +13,11 @@ from torch import Tensor
 from actinium.core.errors import ActiniumWarning, InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.features.dictionaries.dictionary import Dictionary
 from actinium.features.latent_amplification import check_autoencoder, latent_numbers, steer_with_latent
-from actinium.features.progress import steps as steps_of
 from actinium.features.splicing import flattened
 from actinium.features.vocabulary import written
 
@@ -111,7 +111,7 @@ def output_score(
         reason = "no latent is active at the prompt's last token, so there is nothing that the factor multiplies"
         warnings.warn(reason, ActiniumWarning, stacklevel=2)
     else:
-        for at in steps_of(-(-len(chosen) // batch_size), "scoring", progress):
+        for at in shown(range(-(-len(chosen) // batch_size)), "scoring", progress):
             part = slice(at * batch_size, (at + 1) * batch_size)
             with torch.no_grad(), steer_with_latent(model, site, dictionary, chosen[part], amplification):
                 logits = model.logits(ids.expand(len(chosen[part]), -1))[:, -1].float().cpu()

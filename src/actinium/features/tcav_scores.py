@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from actinium.core.errors import ActiniumWarning, InputError
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import fingerprint, provenance
 from actinium.core.recording import Recording
 from actinium.core.result import Result
-from actinium.features.cav import CAV, as_set, pooled
+from actinium.core.rows import as_examples
+from actinium.features.cav import CAV, pooled
 from actinium.features.sensitivity import Target, activations_at, gradients_at, one_site
 
 __all__ = ["ScoreTest", "random_sets", "score_test", "tcav"]
@@ -170,9 +172,11 @@ def tcav(
 
     known = {name: read(examples, f"concept {name!r}") for name, examples in concepts.items()}
     drawn = [read(examples, f"random set {i}") for i, examples in enumerate(randoms)]
-    work = [(c, site, r) for c in [*known, None] for site in names for r in (range(len(drawn)) if c else pairs)]
+    work: list[Any] = [
+        (c, site, r) for c in [*known, None] for site in names for r in (range(len(drawn)) if c else pairs)
+    ]
     runs: dict[tuple[str | None, str], list[tuple[Tensor, float]]] = {}
-    for concept, site, pair in _shown(work, progress):
+    for concept, site, pair in shown(work, "learning vectors", progress):
         first, second = (known[concept], drawn[pair]) if concept is not None else (drawn[pair[0]], drawn[pair[1]])
         one = copy.copy(cav).fit(first[site], second[site])
         runs.setdefault((concept, site), []).append((one.sensitivity(gradients[site]), one.accuracy_["all"]))
@@ -226,7 +230,8 @@ def _read(
         missing = [name for name in names if name not in values]
         if missing:
             raise InputError(f"{what}: no activations of {missing[0]}")
-        return {name: pooled(as_set(values[name], f"{what} at {name}"), pool) for name in names}
+        rows = {name: as_examples(values[name], f"{what} at {name}", dtype=torch.float64).cpu() for name in names}
+        return {name: pooled(each, pool) for name, each in rows.items()}
     try:
         return activations_at(model, examples, names, pool=pool, positions=positions, batch_size=batch_size)
     except InputError as error:
@@ -315,11 +320,3 @@ def _warn(data: xr.Dataset, sets: int) -> None:
                     ActiniumWarning,
                     stacklevel=3,
                 )
-
-
-def _shown(work: list[Any], progress: bool) -> Iterable[Any]:
-    if not progress:
-        return work
-    from rich.progress import track
-
-    return track(work, description="learning vectors", transient=True)

@@ -14,7 +14,7 @@ from actinium.core.maps import weight_after
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
-from actinium.features.rows import as_rows
+from actinium.core.rows import as_rows
 
 __all__ = ["vocabulary_logits", "vocabulary_projection", "written"]
 
@@ -45,7 +45,7 @@ def written(model: Model, directions: Any, site: str) -> Tensor:
         raise InputError(f"{site!r} means {len(found)} sites; directions belong to one")
     ((known, tap, _),) = found
     given = torch.as_tensor(directions).detach()
-    rows = as_rows(given[None] if given.ndim == 1 else given, what="directions").to(model.device, model.dtype)
+    rows = as_rows(given[None] if given.ndim == 1 else given, "directions").to(model.device, model.dtype)
     if known.part in STREAM:
         weight = None
         width = model.d_model

@@ -105,10 +105,9 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
 
 def _rows(lm: Any, texts: list[str], sites: list[str]) -> Tensor:
     """(token, layer, d_model) without each text's first token."""
-    rec = lm.record(texts, sites, batch_size=64)
-    mask = rec.mask.clone()
-    mask[torch.arange(len(mask)), mask.int().argmax(1)] = False
-    return torch.stack([rec[site][mask] for site in sites], 1)
+    tokens = lm.to_tokens(texts)
+    rec = lm.record(tokens, sites, batch_size=64)
+    return torch.stack([rec[site][tokens.after_first()] for site in sites], 1)
 
 
 def _codes(sae: Any, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:

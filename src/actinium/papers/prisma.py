@@ -111,13 +111,10 @@ def _run(seed: int, quick: bool) -> dict[Any, Any]:
 
 def _rows(model: Any, site: str, inputs: Any) -> Tensor:
     """Rows of patches without the class token, or of tokens without the first of each text."""
-    rec = model.record(inputs, site, batch_size=64)
-    x = rec[site]
-    if rec.mask is None:
-        return x[:, 1:].flatten(0, 1)
-    mask = rec.mask.clone()
-    mask[torch.arange(len(mask)), mask.int().argmax(1)] = False
-    return x[mask]
+    if isinstance(inputs, Tensor):
+        return model.record(inputs, site, batch_size=64)[site][:, 1:].flatten(0, 1)
+    tokens = model.to_tokens(inputs)
+    return model.record(tokens, site, batch_size=64)[site][tokens.after_first()]
 
 
 def _needed(scores: list[float]) -> float:

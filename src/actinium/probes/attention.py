@@ -57,7 +57,7 @@ class AttentionProbe(NeuralProbe):
     probe: softmax over positions of a learned query, mean of a learned value).
     """
 
-    kind = "attention probe"
+    saved_as = "attention probe"
 
     def __init__(
         self,

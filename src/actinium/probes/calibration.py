@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,9 +12,8 @@ from scipy.special import expit, softmax
 from scipy.stats import rankdata
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.probes.rows import as_classes, as_vector, tensor_of
@@ -194,7 +191,7 @@ def calibration_error(probabilities: Any, labels: Any, *, bins: int = 15, by: st
     return float(reliability(probabilities, labels, bins=bins, by=by)["ece"])
 
 
-class TemperatureScaling(Estimator):
+class TemperatureScaling(SavedEstimator):
     """Divides logits by one number, chosen for the likelihood of held-out labels; the ranking stays.
 
     Attributes:
@@ -204,6 +201,7 @@ class TemperatureScaling(Estimator):
     """
 
     fitted = "temperature_"
+    saved_as = "temperature scaling"
 
     def fit(self, logits: Any, labels: Any) -> Self:
         """Choose the temperature.
@@ -245,24 +243,14 @@ class TemperatureScaling(Estimator):
         z = _logits(logits) / self.temperature_
         return np.asarray(expit(z) if z.ndim == 1 else softmax(z, 1))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write to one safetensors file."""
-        self.check_fitted()
-        return _write(path, "temperature scaling", self.temperature_)
+    def _state(self) -> State:
+        return {"values": tensor_of(np.array([self.temperature_]))}, {}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        out = cls()
-        (out.temperature_,) = _read(path, "temperature scaling", 1)
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        (self.temperature_,) = tensors["values"].tolist()
 
 
-class PlattScaling(Estimator):
+class PlattScaling(SavedEstimator):
     """Logistic regression of labels on one score: p = sigmoid(a s + b), with Platt's smoothed targets.
 
     Attributes:
@@ -272,6 +260,7 @@ class PlattScaling(Estimator):
     """
 
     fitted = "slope_"
+    saved_as = "Platt scaling"
 
     def fit(self, scores: Any, labels: Any) -> Self:
         """Fit slope and offset.
@@ -312,21 +301,11 @@ class PlattScaling(Estimator):
         self.check_fitted()
         return np.asarray(expit(self.slope_ * as_vector(scores, "scores") + self.offset_))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write to one safetensors file."""
-        self.check_fitted()
-        return _write(path, "Platt scaling", self.slope_, self.offset_)
+    def _state(self) -> State:
+        return {"values": tensor_of(np.array([self.slope_, self.offset_]))}, {}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        out = cls()
-        out.slope_, out.offset_ = _read(path, "Platt scaling", 2)
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.slope_, self.offset_ = tensors["values"].tolist()
 
 
 def _logits(logits: Any) -> Floats:
@@ -335,15 +314,3 @@ def _logits(logits: Any) -> Floats:
     if z.ndim not in (1, 2) or not z.size or not np.isfinite(z).all() or (z.ndim == 2 and z.shape[1] < 2):
         raise InputError(f"logits: expected finite numbers (n,) or (n, k) with k >= 2, got shape {z.shape}")
     return z
-
-
-def _write(path: str | os.PathLike[str], kind: str, *values: float) -> Path:
-    return write_fitted(path, kind, {"values": tensor_of(np.array(values))}, {})
-
-
-def _read(path: str | os.PathLike[str], kind: str, n: int) -> list[float]:
-    _, tensors = read_fitted(path, kind)
-    values = tensors.get("values")
-    if values is None or values.shape != (n,):
-        raise LoadError(f"the {kind} in {path} is damaged: expected {n} values")
-    return [float(v) for v in values]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,15 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.progress import shown
 from actinium.probes.rows import as_classes, as_rows, tensor_of
 
 __all__ = ["CCS", "ccs_loss"]
 
 Floats = NDArray[np.float64]
-KIND = "contrast-consistent search"
 
 
 def ccs_loss(p_yes: Tensor, p_no: Tensor) -> Tensor:
@@ -35,7 +32,7 @@ def ccs_loss(p_yes: Tensor, p_no: Tensor) -> Tensor:
     return (consistent + confident).mean(-1)
 
 
-class CCS(Estimator):
+class CCS(SavedEstimator):
     """Finds a direction by consistency alone; which of its ends means "true" needs labels of a few pairs, or a guess.
 
     Activations of both sides are normalised by a mean (and deviation) of their own, so that what merely tells "yes"
@@ -59,6 +56,7 @@ class CCS(Estimator):
     """
 
     fitted = "coef_"
+    saved_as = "contrast-consistent search"
 
     def __init__(
         self,
@@ -120,7 +118,7 @@ class CCS(Estimator):
         def losses() -> Tensor:
             return ccs_loss(torch.sigmoid(weights @ yes.T + bias), torch.sigmoid(weights @ no.T + bias))
 
-        for _ in _shown(self.epochs, progress):
+        for _ in shown(range(self.epochs), "searching", progress):
             optimiser.zero_grad()
             losses().sum().backward()
             optimiser.step()
@@ -172,38 +170,11 @@ class CCS(Estimator):
         w = self.coef_ / self.scales_[0]
         return tensor_of(w / np.linalg.norm(w))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write settings and fitted values to one safetensors file.
-
-        Raises:
-            InputError: not fitted, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         arrays = {"coef": self.coef_, "means": self.means_, "scales": self.scales_, "losses": self.losses_}
-        tensors = {name: tensor_of(array) for name, array in arrays.items()}
-        return write_fitted(path, KIND, tensors, self.get_params(), intercept=self.intercept_)
+        return {name: tensor_of(array) for name, array in arrays.items()}, {"intercept": self.intercept_}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            for name in ("coef", "means", "scales", "losses"):
-                setattr(out, f"{name}_", tensors[name].numpy())
-            out.intercept_, out.loss_ = float(about["intercept"]), float(out.losses_.min())
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"the {KIND} in {path} is damaged: {error}") from None
-        return out
-
-
-def _shown(epochs: int, progress: bool) -> Any:
-    if not progress:
-        return range(epochs)
-    from rich.progress import track
-
-    return track(range(epochs), description="searching", transient=True)
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        for name in ("coef", "means", "scales", "losses"):
+            setattr(self, f"{name}_", tensors[name].numpy())
+        self.intercept_, self.loss_ = float(about["intercept"]), float(self.losses_.min())

@@ -13,6 +13,7 @@ from actinium.core.edits import Edit, ProjectOut, ReplaceWithin
 from actinium.core.errors import InputError, SiteError, UnknownNameError, unknown
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.core.task import Task
@@ -350,7 +351,7 @@ def direction_effect(
     ablated, ablated_diff = measured(units)
     generator = torch.Generator().manual_seed(seed)
     others = []
-    for _ in _shown(random, progress):
+    for _ in shown(range(random), "directions", progress):
         drawn = unit_vector(torch.randn(len(next(iter(units.values()))), generator=generator, dtype=torch.float64))
         others.append(measured(dict.fromkeys(units, drawn))[0])
     share = 1 / (clean - chance)
@@ -385,11 +386,3 @@ def _without_bias(differences: Tensor, task: Task, sides: Sides | None) -> Tenso
     # The mean of both sides' means, so that more rows of one side are no preference for it.
     bias = (towards[first].mean() + towards[~first].mean()) / 2
     return torch.where(first, towards - bias, -(towards - bias))
-
-
-def _shown(count: int, progress: bool) -> Any:
-    if not progress:
-        return range(count)
-    from rich.progress import track
-
-    return track(range(count), description="directions", transient=True)

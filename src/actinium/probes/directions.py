@@ -14,8 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import opened, write_fitted
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.probes.rows import as_classes, as_rows
@@ -91,11 +91,8 @@ class Direction:
         Raises:
             LoadError: the file is missing, damaged, or holds something else.
         """
-        about, tensors = read_fitted(path, KIND)
-        try:
+        with opened(path, KIND) as (about, tensors):
             return cls(tensors["theta"], **about["settings"])
-        except (KeyError, TypeError, InputError) as error:
-            raise LoadError(f"the {KIND} in {path} is damaged: {error}") from None
 
 
 def unit_vector(vector: Any) -> Tensor:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
 
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import ActiniumWarning, InputError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State, below, prefixed
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.probes.calibration import TemperatureScaling, auroc
@@ -29,7 +27,6 @@ from actinium.probes.supervised_contrast import supervised_contrastive_loss
 
 __all__ = ["InternalInspector"]
 
-KIND = "internal inspector"
 PROJECTION = 64
 NORMALISED = {"unit": (0,), "layer": (0, 3)}
 States = StackedStates | Tensor | NDArray[Any]
@@ -50,7 +47,7 @@ class _Network(nn.Module):
         return self.classifier(z)[:, 0], nn.functional.normalize(self.projection(z), dim=-1)
 
 
-class InternalInspector(Estimator):
+class InternalInspector(SavedEstimator):
     """Learns to tell right answers (label 1) from wrong ones by the internal states of all layers.
 
     Training batches hold as many right answers as wrong ones. The logit is then moved by the log-odds of right answers
@@ -86,6 +83,7 @@ class InternalInspector(Estimator):
     """
 
     fitted = "network_"
+    saved_as = "internal inspector"
 
     def __init__(
         self,
@@ -175,7 +173,7 @@ class InternalInspector(Estimator):
         self.validation_nll_: list[float] = []
         first = self.epochs // 2 if self.two_stage else 0
         best, waited = None, 0
-        for epoch in _shown(range(self.epochs), progress):
+        for epoch in shown(range(self.epochs), "training", progress):
             if self.two_stage and epoch == first:
                 self.network_.encoder.requires_grad_(False)
             batches = _balanced(y, self.batch_size, random)
@@ -310,38 +308,16 @@ class InternalInspector(Estimator):
         if not 0 <= self.validation_share <= 0.5:
             raise InputError(f"validation_share must be from 0 to 0.5, got {self.validation_share}")
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings, normalisation and weights to one safetensors file.
+    def _state(self) -> State:
+        tensors = prefixed("network", self.network_.state_dict()) | {"mean": self.mean_, "scale": self.scale_}
+        return tensors, {"shape": self.shape_, "shift": self.shift_, "temperature": self.temperature_}
 
-        Raises:
-            InputError: `fit` was not called.
-        """
-        self.check_fitted()
-        tensors = {f"network.{name}": value for name, value in self.network_.state_dict().items()}
-        tensors |= {"mean": self.mean_, "scale": self.scale_}
-        more = {"shape": self.shape_, "shift": self.shift_, "temperature": self.temperature_}
-        return write_fitted(path, KIND, tensors, self.get_params(), **more)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            out.shape_ = tuple(about["shape"])
-            out.shift_, out.temperature_ = float(about["shift"]), float(about["temperature"])
-            out.mean_, out.scale_ = tensors.pop("mean"), tensors.pop("scale")
-            with torch.random.fork_rng(devices=[]):
-                network = _Network(out.encoder, out.width, *out.shape_)
-            network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        out.network_ = network.eval()
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.shape_ = tuple(about["shape"])
+        self.shift_, self.temperature_ = float(about["shift"]), float(about["temperature"])
+        self.mean_, self.scale_ = tensors["mean"], tensors["scale"]
+        self.network_ = _Network(self.encoder, self.width, *self.shape_).eval()
+        self.network_.load_state_dict(below("network", tensors))
 
 
 def _values(states: States, shape: tuple[int, ...] | None = None) -> Tensor:
@@ -379,11 +355,3 @@ def _best_temperature(logits: NDArray[np.float64], y: NDArray[np.int64]) -> floa
     except InputError as error:
         warnings.warn(f"the temperature stays 1: {error}", ActiniumWarning, stacklevel=3)
         return 1.0
-
-
-def _shown(steps: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description="training", transient=True)

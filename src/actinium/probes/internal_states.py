@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.fitted import opened, write_fitted
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
@@ -139,12 +139,9 @@ class StackedStates:
         Raises:
             LoadError: the file is missing, damaged, or holds something else.
         """
-        about, tensors = read_fitted(path, KIND)
-        try:
+        with opened(path, KIND) as (about, tensors):
             names = about["settings"]
             return cls(tensors["values"], tuple(names["states"]), tuple(names["layers"]))
-        except (KeyError, TypeError, InputError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
 
     def __repr__(self) -> str:
         n, _, _, d = self.values.shape

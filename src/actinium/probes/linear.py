@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import expit, softmax
 from torch import Tensor
 
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import ActiniumWarning, InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
 from actinium.probes.rows import as_classes, as_rows, as_vector, tensor_of
 from actinium.probes.splits import group_folds
 
@@ -26,10 +23,9 @@ PENALISED = ("logistic", "ridge", "linear_svm", "ridge_regression")
 COVARIANT = ("lda", "mass_mean_iid")
 MARGINS = ("ridge", "linear_svm")
 STRENGTHS = tuple(10.0**e for e in range(-4, 5))
-KIND = "linear probe"
 
 
-class LinearProbe(Estimator):
+class LinearProbe(SavedEstimator):
     """A linear classifier of activations, or a ridge regression on numbers.
 
     Args:
@@ -57,6 +53,7 @@ class LinearProbe(Estimator):
     """
 
     fitted = "coef_"
+    saved_as = "linear probe"
 
     def __init__(
         self,
@@ -215,31 +212,13 @@ class LinearProbe(Estimator):
         unit = tensor_of(self.coef_ / size)
         return unit[0] if len(unit) == 1 else unit
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write settings and fitted values to one safetensors file.
-
-        Raises:
-            InputError: not fitted, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         tensors = {"coef": tensor_of(self.coef_), "intercept": tensor_of(self.intercept_)}
-        return write_fitted(path, KIND, tensors, self.get_params(), classes=self.classes_.tolist(), strength=self.C_)
+        return tensors, {"classes": self.classes_.tolist(), "strength": self.C_}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            out.coef_, out.intercept_ = tensors["coef"].numpy(), tensors["intercept"].numpy()
-            out.classes_, out.C_ = np.array(about["classes"]), float(about["strength"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"the {KIND} in {path} is damaged: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.coef_, self.intercept_ = tensors["coef"].numpy(), tensors["intercept"].numpy()
+        self.classes_, self.C_ = np.array(about["classes"]), float(about["strength"])
 
 
 def _winners(decisions: Floats) -> NDArray[np.int64]:

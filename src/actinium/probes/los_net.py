@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
@@ -13,11 +15,41 @@ __all__ = ["ATP_R_MLP", "ATP_R_Transformer", "LOSNet"]
 POOLS = ("cls", "mean")
 
 
-class LOSNet(SignatureClassifier):
+class _Transformer(SignatureClassifier):
+    """A transformer over the steps of a signature; of each it reads the `k` most likely tokens and what occurred."""
+
+    def __init__(
+        self,
+        n_max: int = 100,
+        *,
+        heads: int = 8,
+        pool: str = "cls",
+        mask_padding: bool = False,
+        **common: Any,
+    ) -> None:
+        super().__init__(n_max, **common)
+        self.heads, self.pool, self.mask_padding = heads, pool, mask_padding
+
+    def _check(self) -> None:
+        super()._check()
+        if self.heads < 1 or self.d % self.heads:
+            raise InputError(f"d must be divisible by heads, got {self.d} and {self.heads}")
+        if self.pool not in POOLS:
+            raise UnknownNameError(unknown("pooling", str(self.pool), POOLS))
+
+    def _network(self, ranks: int | None) -> nn.Module:
+        return SignatureTransformer(
+            self.k, self.n_max, self.d, self.heads, self.layers, self.dropout, self.pool, ranks, self.mask_padding
+        )
+
+
+class LOSNet(_Transformer):
     """A small transformer that reads the whole output signature of a text, and says what it was taught to tell.
 
     Members of the training data from other texts, or right answers from wrong ones: labels and texts decide. Keep
-    texts of one document, book or question on one side of every split. Defaults are the published ones.
+    texts of one document, book or question on one side of every split. Defaults are the published ones: d 128, 8 heads,
+    2 layers, dropout 0.3, lr 1e-4, weight_decay 1e-3, batches of 64, 100 epochs and as much patience, and 0.2 of the
+    texts for validation. What comes after `n_max` is given by name.
 
     Args:
         k: most likely tokens of each step that are read.
@@ -42,85 +74,23 @@ class LOSNet(SignatureClassifier):
     Source: Bar-Shalom et al., 2025, section 4; sizes and training from the published code.
     """
 
-    def __init__(
-        self,
-        k: int = 1000,
-        n_max: int = 100,
-        *,
-        d: int = 128,
-        heads: int = 8,
-        layers: int = 2,
-        dropout: float = 0.3,
-        rank_encoding: str = "scale",
-        pool: str = "cls",
-        mask_padding: bool = False,
-        lr: float = 1e-4,
-        weight_decay: float = 1e-3,
-        batch_size: int = 64,
-        epochs: int = 100,
-        patience: int = 100,
-        validation_share: float = 0.2,
-        seed: int = 0,
-    ) -> None:
-        self.k, self.n_max, self.d, self.heads, self.layers, self.dropout = k, n_max, d, heads, layers, dropout
-        self.rank_encoding, self.pool, self.mask_padding = rank_encoding, pool, mask_padding
-        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
-        self.epochs, self.patience, self.validation_share, self.seed = epochs, patience, validation_share, seed
+    def __init__(self, k: int = 1000, n_max: int = 100, **common: Any) -> None:
+        super().__init__(n_max, **common)
+        self.k = k
 
     def _check(self) -> None:
         super()._check()
-        _check_transformer(self.d, self.heads, self.pool)
         if self.k < 1 or self.d % 2:
             raise InputError(f"expected k >= 1 and an even d, got {self.k} and {self.d}")
 
-    def _network(self, ranks: int | None) -> nn.Module:
-        return SignatureTransformer(
-            self.k, self.n_max, self.d, self.heads, self.layers, self.dropout, self.pool, ranks, self.mask_padding
-        )
 
-
-class ATP_R_Transformer(SignatureClassifier):
+class ATP_R_Transformer(_Transformer):
     """LOS-Net without the distributions: it reads the probability and the rank of the tokens that occurred.
 
     Arguments and attributes are those of `LOSNet`, without `k`.
 
     Source: Bar-Shalom et al., 2025 (ablation).
     """
-
-    k = 0
-
-    def __init__(
-        self,
-        n_max: int = 100,
-        *,
-        d: int = 128,
-        heads: int = 8,
-        layers: int = 2,
-        dropout: float = 0.3,
-        rank_encoding: str = "scale",
-        pool: str = "cls",
-        mask_padding: bool = False,
-        lr: float = 1e-4,
-        weight_decay: float = 1e-3,
-        batch_size: int = 64,
-        epochs: int = 100,
-        patience: int = 100,
-        validation_share: float = 0.2,
-        seed: int = 0,
-    ) -> None:
-        self.n_max, self.d, self.heads, self.layers, self.dropout = n_max, d, heads, layers, dropout
-        self.rank_encoding, self.pool, self.mask_padding = rank_encoding, pool, mask_padding
-        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
-        self.epochs, self.patience, self.validation_share, self.seed = epochs, patience, validation_share, seed
-
-    def _check(self) -> None:
-        super()._check()
-        _check_transformer(self.d, self.heads, self.pool)
-
-    def _network(self, ranks: int | None) -> nn.Module:
-        return SignatureTransformer(
-            0, self.n_max, self.d, self.heads, self.layers, self.dropout, self.pool, ranks, self.mask_padding
-        )
 
 
 class ATP_R_MLP(SignatureClassifier):
@@ -132,35 +102,5 @@ class ATP_R_MLP(SignatureClassifier):
     Source: Bar-Shalom et al., 2025 (ablation).
     """
 
-    k = 0
-
-    def __init__(
-        self,
-        n_max: int = 100,
-        *,
-        d: int = 128,
-        layers: int = 2,
-        dropout: float = 0.3,
-        rank_encoding: str = "scale",
-        lr: float = 1e-4,
-        weight_decay: float = 1e-3,
-        batch_size: int = 64,
-        epochs: int = 100,
-        patience: int = 100,
-        validation_share: float = 0.2,
-        seed: int = 0,
-    ) -> None:
-        self.n_max, self.d, self.layers, self.dropout = n_max, d, layers, dropout
-        self.rank_encoding = rank_encoding
-        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
-        self.epochs, self.patience, self.validation_share, self.seed = epochs, patience, validation_share, seed
-
     def _network(self, ranks: int | None) -> nn.Module:
         return SignatureMLP(self.n_max, self.d, self.layers, self.dropout, ranks)
-
-
-def _check_transformer(d: int, heads: int, pool: str) -> None:
-    if heads < 1 or d % heads:
-        raise InputError(f"d must be divisible by heads, got {d} and {heads}")
-    if pool not in POOLS:
-        raise UnknownNameError(unknown("pooling", str(pool), POOLS))

@@ -38,7 +38,7 @@ class MLPProbe(NeuralProbe):
     Source: Hewitt and Liang, 2019 (MLP probes).
     """
 
-    kind = "MLP probe"
+    saved_as = "MLP probe"
 
     def __init__(
         self,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from actinium.core.errors import InputError, LoadError
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError
+from actinium.core.fitted import SavedEstimator, State, below, prefixed
+from actinium.core.progress import shown
 from actinium.probes.rows import as_classes
 
 __all__ = ["NeuralProbe"]
@@ -21,14 +19,13 @@ __all__ = ["NeuralProbe"]
 Floats = NDArray[np.float64]
 
 
-class NeuralProbe(Estimator):
+class NeuralProbe(SavedEstimator):
     """Base of probes that are small networks: standardised inputs, cross-entropy, AdamW, a saved state.
 
-    A subclass names its `kind`, makes its network in `_network(width, classes)` and calls `_trained`. Its settings
-    hold `epochs`, `batch_size`, `lr`, `weight_decay` and `seed`.
+    A subclass says what it is `saved_as`, makes its network in `_network(width, classes)` and calls `_trained`. Its
+    settings hold `epochs`, `batch_size`, `lr`, `weight_decay` and `seed`.
     """
 
-    kind = ""
     fitted = "network_"
     epochs: int
     batch_size: int
@@ -63,7 +60,7 @@ class NeuralProbe(Estimator):
         optimiser = torch.optim.AdamW(network.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         losses = []
         with torch.enable_grad():
-            for _ in _shown(self.epochs, progress, self.kind):
+            for _ in shown(range(self.epochs), self.saved_as, progress):
                 total = 0.0
                 for rows in torch.randperm(len(wanted)).split(self.batch_size):
                     loss = nn.functional.cross_entropy(network(*(part[rows] for part in inputs)), wanted[rows])
@@ -101,42 +98,13 @@ class NeuralProbe(Estimator):
             raise InputError(f"labels: expected one for each of {len(found)} rows, got shape {given.shape}")
         return float(np.mean(found == given))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write settings and fitted values to one safetensors file.
+    def _state(self) -> State:
+        tensors = prefixed("network", self.network_.state_dict()) | {"mean": self.mean_, "scale": self.scale_}
+        return tensors, {"classes": self.classes_.tolist(), "losses": self.losses_}
 
-        Raises:
-            InputError: not fitted, or the file cannot be written.
-        """
-        self.check_fitted()
-        state = {f"network.{name}": value for name, value in self.network_.state_dict().items()}
-        tensors = state | {"mean": self.mean_, "scale": self.scale_}
-        return write_fitted(
-            path, self.kind, tensors, self.get_params(), classes=self.classes_.tolist(), losses=self.losses_
-        )
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, cls.kind)
-        try:
-            out = cls(**about["settings"])
-            out.classes_, out.losses_ = np.array(about["classes"]), list(about["losses"])
-            out.mean_, out.scale_ = tensors["mean"], tensors["scale"]
-            network = out._network(len(out.mean_), len(out.classes_))
-            network.load_state_dict({k[8:]: v for k, v in tensors.items() if k.startswith("network.")})
-            out.network_ = network.eval().requires_grad_(False)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise LoadError(f"the {cls.kind} in {path} is damaged: {error}") from None
-        return out
-
-
-def _shown(epochs: int, progress: bool, what: str) -> Any:
-    if not progress:
-        return range(epochs)
-    from rich.progress import track
-
-    return track(range(epochs), description=what, transient=True)
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.classes_, self.losses_ = np.array(about["classes"]), list(about["losses"])
+        self.mean_, self.scale_ = tensors["mean"], tensors["scale"]
+        network = self._network(len(self.mean_), len(self.classes_))
+        network.load_state_dict(below("network", tensors))
+        self.network_ = network.eval().requires_grad_(False)

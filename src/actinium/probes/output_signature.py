@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError
+from actinium.core.fitted import opened, write_fitted
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
+from actinium.core.progress import shown
 
 __all__ = ["OutputSignature", "load_signatures", "output_signatures", "save_signatures"]
 
@@ -233,21 +234,13 @@ def output_signatures(
         if not 1 <= first < length:
             raise InputError(f"text {i} has {length} tokens; scoring starts at 1 to {length - 1}, not {first}")
     found: list[OutputSignature] = []
-    for begin in _shown(range(0, len(tokens), batch_size), progress):
+    for begin in shown(range(0, len(tokens), batch_size), "output signatures", progress):
         part: Tokens = tokens[slice(begin, begin + batch_size)]
         logits = model.logits(part)
         for row, ids, mask in zip(logits, part.ids, part.mask, strict=True):
             one = OutputSignature.from_logits(row[mask.to(row.device)], ids[mask], keep=keep)
             found.append(one.steps(slice(starts[len(found)] - 1, None)))
     return found
-
-
-def _shown(steps: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description="output signatures", transient=True)
 
 
 def save_signatures(path: str | Path, signatures: Sequence[OutputSignature], half: bool = True) -> Path:
@@ -279,15 +272,12 @@ def load_signatures(path: str | Path) -> list[OutputSignature]:
     Raises:
         LoadError: the file is missing, damaged, or holds something else.
     """
-    about, tensors = read_fitted(path, KIND)
-    try:
+    with opened(path, KIND) as (about, tensors):
         lengths, sizes = about["settings"]["lengths"], about["settings"]["vocab_sizes"]
         tensors["tds"] = tensors["tds"].to(tensors["atp"].dtype)
         parts = {name: tensors[name].split(lengths) if name in tensors else [None] * len(lengths) for name in FIELDS}
         rows = zip(*(parts[name] for name in FIELDS), sizes, strict=True)
         return [OutputSignature(*row, partial=about["partial"]) for row in rows]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise LoadError(f"{path} is no {KIND}: {error}") from None
 
 
 def one_kind(signatures: Sequence[OutputSignature]) -> None:

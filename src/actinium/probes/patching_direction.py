@@ -11,6 +11,7 @@ from actinium.core.edits import Edit, ReplaceWithin
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.task import Task
 from actinium.probes.directional import Sides, answer_differences, directional_patch
 from actinium.probes.directions import Direction, unit_vector
@@ -68,7 +69,7 @@ def patching_direction(
     optimiser = torch.optim.Adam([theta], lr=lr)
     one = torch.tensor(list(sides[0])) if sides else task.answer_ids[:1]
     tokens = task.prompts()
-    for _ in _shown(epochs, progress):
+    for _ in shown(range(epochs), "alignment search", progress):
         for rows in torch.randperm(len(task), generator=random).split(batch_size):
             edit = _edit(source[rows], theta, _rows(positions, rows))
             part = Tokens(tokens.ids[rows], tokens.mask[rows], torch.arange(len(rows)))
@@ -93,11 +94,3 @@ def _rows(positions: Any, rows: Tensor) -> Any:
 def _edit(value: Tensor, theta: Tensor, where: Any) -> Edit:
     edit = ReplaceWithin(value, theta)
     return edit if where is None else edit.at(positions=where)
-
-
-def _shown(count: int, progress: bool) -> Any:
-    if not progress:
-        return range(count)
-    from rich.progress import track
-
-    return track(range(count), description="alignment search", transient=True)

@@ -48,7 +48,7 @@ class ReadingVector(SiteVectors):
     Source: Højer, Jarvis and Heinrich, 2025 (reading vector).
     """
 
-    kind = "reading vector"
+    saved_as = "reading vector"
     pairs = False
 
     def __init__(self, sites: str | Sequence[str] = BLOCKS, position: int | str = -1) -> None:
@@ -93,7 +93,7 @@ class PCAReadingVector(SiteVectors):
     Source: Højer, Jarvis and Heinrich, 2025 (library: PCA reading).
     """
 
-    kind = "PCA reading vector"
+    saved_as = "PCA reading vector"
     pairs = False
 
     def __init__(self, sites: str | Sequence[str] = BLOCKS, position: int | str = -1) -> None:
@@ -117,7 +117,7 @@ class ContrastReadingVector(SiteVectors):
     Source: Højer, Jarvis and Heinrich, 2025 (contrastive reading vector).
     """
 
-    kind = "contrast reading vector"
+    saved_as = "contrast reading vector"
 
     def __init__(self, sites: str | Sequence[str] = BLOCKS, position: int | str = -1) -> None:
         self.sites, self.position = sites, position
@@ -141,7 +141,7 @@ class PCAContrastVector(SiteVectors):
     the component of differences that are not).
     """
 
-    kind = "PCA contrast vector"
+    saved_as = "PCA contrast vector"
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class RepEReader(SiteVectors):
     Source: Zou et al., 2023, Representation Engineering, section 3.1 (linear artificial tomography).
     """
 
-    kind = "representation reader"
+    saved_as = "representation reader"
 
     def __init__(
         self, sites: str | Sequence[str] = BLOCKS, position: int | str = -1, *, method: str = "pca", seed: int = 0

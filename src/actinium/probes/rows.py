@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actinium.core import rows
 from actinium.core.errors import InputError
 
 __all__ = ["as_classes", "as_rows", "as_vector", "one_value_each", "tensor_of"]
@@ -27,18 +28,8 @@ def as_rows(values: Any, what: str = "activations", width: int | None = None) ->
     Raises:
         InputError: another number of dimensions, no rows, another width, or values that are not finite.
     """
-    try:
-        given = values.detach().cpu().double() if isinstance(values, Tensor) else values
-        rows = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputError(f"{what}: expected numbers (n, d), not {type(values).__name__}") from None
-    if rows.ndim != 2 or not rows.size:
-        raise InputError(f"{what}: expected rows (n, d), got shape {rows.shape}; choose one position of each text")
-    if width is not None and rows.shape[1] != width:
-        raise InputError(f"{what}: rows have {rows.shape[1]} entries, expected {width}")
-    if not np.isfinite(rows).all():
-        raise InputError(f"{what} hold NaN or infinite values")
-    return rows
+    found: Floats = rows.as_rows(values, what, width, flat=False, dtype=torch.float64).cpu().numpy()
+    return found
 
 
 def as_vector(values: Any, what: str, n: int | None = None) -> Floats:

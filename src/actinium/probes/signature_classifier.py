@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from torch import Tensor, nn
 
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import ActiniumWarning, InputError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.progress import shown
 from actinium.probes.calibration import auroc
 from actinium.probes.membership import binary_labels
 from actinium.probes.output_signature import OutputSignature, one_kind
@@ -30,26 +29,38 @@ RANKS = ("scale", "one_hot")
 WARM = 0.1
 
 
-class SignatureClassifier(Estimator):
-    """Base of the classifiers of output signatures: a subclass gives settings, and the network they make."""
+class SignatureClassifier(SavedEstimator):
+    """Base of the classifiers of output signatures: a subclass gives the network that its settings make.
+
+    Args: see `LOSNet`.
+    """
 
     fitted = "network_"
-    k: int
-    n_max: int
-    d: int
-    layers: int
-    dropout: float
-    rank_encoding: str
-    lr: float
-    weight_decay: float
-    batch_size: int
-    epochs: int
-    patience: int
-    validation_share: float
-    seed: int
+    k = 0
     network_: nn.Module
     vocab_size_: int
     partial_: bool
+
+    def __init__(
+        self,
+        n_max: int = 100,
+        *,
+        d: int = 128,
+        layers: int = 2,
+        dropout: float = 0.3,
+        rank_encoding: str = "scale",
+        lr: float = 1e-4,
+        weight_decay: float = 1e-3,
+        batch_size: int = 64,
+        epochs: int = 100,
+        patience: int = 100,
+        validation_share: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        self.n_max, self.d, self.layers, self.dropout = n_max, d, layers, dropout
+        self.rank_encoding = rank_encoding
+        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+        self.epochs, self.patience, self.validation_share, self.seed = epochs, patience, validation_share, seed
 
     def _network(self, ranks: int | None) -> nn.Module:
         raise NotImplementedError
@@ -126,7 +137,7 @@ class SignatureClassifier(Estimator):
         self.loss_: list[float] = []
         self.validation_auroc_: list[float] = []
         best, waited = None, 0
-        for _ in _shown(range(self.epochs), progress):
+        for _ in shown(range(self.epochs), "training", progress):
             network.train()
             summed = 0.0
             for rows in _portions(torch.randperm(len(y), generator=random), self.batch_size):
@@ -222,34 +233,14 @@ class SignatureClassifier(Estimator):
         if self.rank_encoding not in RANKS:
             raise UnknownNameError(unknown("rank encoding", str(self.rank_encoding), RANKS))
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and weights to one safetensors file.
+    def _state(self) -> State:
+        return self.network_.state_dict(), {"vocab_size": self.vocab_size_, "partial": self.partial_}
 
-        Raises:
-            InputError: `fit` was not called.
-        """
-        self.check_fitted()
-        more = {"vocab_size": self.vocab_size_, "partial": self.partial_}
-        return write_fitted(path, type(self).__name__, self.network_.state_dict(), self.get_params(), **more)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, cls.__name__)
-        try:
-            out = cls(**about["settings"])
-            out.vocab_size_, out.partial_ = about["vocab_size"], about["partial"]
-            with torch.random.fork_rng(devices=[]):
-                network = out._network(out.vocab_size_ if out.rank_encoding == "one_hot" else None)
-            network.load_state_dict(tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise LoadError(f"{path} is no {cls.__name__}: {error}") from None
-        out.network_ = network.eval()
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.vocab_size_, self.partial_ = about["vocab_size"], about["partial"]
+        network = self._network(self.vocab_size_ if self.rank_encoding == "one_hot" else None)
+        network.load_state_dict(tensors)
+        self.network_ = network.eval()
 
 
 def warm_up_then_fall(warm: int, total: int) -> Callable[[int], float]:
@@ -263,11 +254,3 @@ def _portions(order: Tensor, size: int) -> Iterator[Tensor]:
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return iter(parts)
-
-
-def _shown(steps: range, progress: bool) -> Iterable[int]:
-    if not progress:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description="training", transient=True)

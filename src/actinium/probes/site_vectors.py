@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actinium.core.edits import Add, Edit
-from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
 from actinium.core.model import Model
 from actinium.core.recording import Recording
 from actinium.core.sites import select
@@ -26,14 +23,13 @@ __all__ = ["SiteVectors", "check_pairs", "site_activations"]
 Floats = NDArray[np.float64]
 
 
-class SiteVectors(Estimator):
+class SiteVectors(SavedEstimator):
     """What all reading vectors share: a vector for each site, projections, edits and files.
 
-    A subclass names its `kind`, and finds the vector of one site in `_found`.
+    A subclass says what it is `saved_as`, and finds the vector of one site in `_found`.
     """
 
     fitted = "directions_"
-    kind = ""
     pairs = True
     sites: str | Sequence[str]
     position: Any
@@ -120,32 +116,14 @@ class SiteVectors(Estimator):
         names = list(self.directions_) if sites is None else [sites] if isinstance(sites, str) else list(sites)
         return {name: Add(self[name].float(), scale) for name in names}
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write settings and vectors to one safetensors file.
-
-        Raises:
-            InputError: not fitted, a setting is no plain value, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         tensors = {f"direction:{name}": v for name, v in self.directions_.items()}
         tensors |= {f"mean:{name}": v for name, v in self.means_.items()}
-        return write_fitted(path, self.kind, tensors, self.get_params(), names=list(self.directions_))
+        return tensors, {"names": list(self.directions_)}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, cls.kind)
-        try:
-            out = cls(**about["settings"])
-            out.directions_ = {name: tensors[f"direction:{name}"] for name in about["names"]}
-            out.means_ = {name: tensors[f"mean:{name}"] for name in about["names"]}
-        except (KeyError, TypeError) as error:
-            raise LoadError(f"the {cls.kind} in {path} is damaged: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.directions_ = {name: tensors[f"direction:{name}"] for name in about["names"]}
+        self.means_ = {name: tensors[f"mean:{name}"] for name in about["names"]}
 
 
 def site_activations(

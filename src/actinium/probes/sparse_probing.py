@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import expit
+from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.probes.linear import LinearProbe
@@ -25,10 +24,9 @@ __all__ = ["SELECTIONS", "SparseProbe", "sparse_probe_curve"]
 
 Floats = NDArray[np.float64]
 SELECTIONS = ("mean_diff", "f_statistic", "mutual_information", "l1", "optimal")
-KIND = "sparse probe"
 
 
-class SparseProbe(Estimator):
+class SparseProbe(SavedEstimator):
     """A logistic probe on the k units that tell two classes apart best.
 
     Args:
@@ -50,6 +48,7 @@ class SparseProbe(Estimator):
     """
 
     fitted = "units_"
+    saved_as = "sparse probe"
 
     def __init__(self, k: int = 1, *, selection: str = "mean_diff", C: float = 1.0, seed: int = 0) -> None:
         self.k, self.selection, self.C, self.seed = k, selection, C, seed
@@ -121,40 +120,21 @@ class SparseProbe(Estimator):
             raise InputError(f"labels: expected one for each of {len(found)} rows, got shape {given.shape}")
         return float(np.mean(found == given))
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write settings and fitted values to one safetensors file.
-
-        Raises:
-            InputError: not fitted, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         arrays = {
             "ranking": self.ranking_,
             "units": self.units_,
             "coef": self.probe_.coef_,
             "intercept": self.probe_.intercept_,
         }
-        tensors = {name: tensor_of(array) for name, array in arrays.items()}
-        return write_fitted(path, KIND, tensors, self.get_params(), classes=self.classes_.tolist())
+        return {name: tensor_of(array) for name, array in arrays.items()}, {"classes": self.classes_.tolist()}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            out.classes_, out.ranking_ = np.array(about["classes"]), tensors["ranking"].numpy()
-            out.units_ = tensors["units"].numpy().astype(np.int64)
-            out.probe_ = LinearProbe(C=out.C)
-            out.probe_.coef_, out.probe_.intercept_ = tensors["coef"].numpy(), tensors["intercept"].numpy()
-            out.probe_.classes_, out.probe_.C_ = np.array([0, 1]), float(out.C)
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"the {KIND} in {path} is damaged: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.classes_, self.ranking_ = np.array(about["classes"]), tensors["ranking"].numpy()
+        self.units_ = tensors["units"].numpy().astype(np.int64)
+        self.probe_ = LinearProbe(C=self.C)
+        self.probe_.coef_, self.probe_.intercept_ = tensors["coef"].numpy(), tensors["intercept"].numpy()
+        self.probe_.classes_, self.probe_.C_ = np.array([0, 1]), float(self.C)
 
 
 def _ranking(selection: str, rows: Floats, y: NDArray[np.int64], k: int, C: float, seed: int) -> Floats:
@@ -273,7 +253,7 @@ def sparse_probe_curve(
         raise InputError("ks: no number of units given")
     parts = group_folds(y, groups, folds, seed=seed)
     table: dict[str, list[float]] = {name: [] for name in ("f1", "accuracy", "precision", "recall", "stable")}
-    for k in _shown(counts, progress):
+    for k in shown(counts, "sparse probes", progress):
         found = np.zeros(len(y), dtype=np.int64)
         chosen = []
         for train, test in parts:
@@ -307,11 +287,3 @@ def _quality(found: NDArray[np.int64], y: NDArray[np.int64]) -> dict[str, float]
         "precision": both / said if said else 0.0,
         "recall": both / real,
     }
-
-
-def _shown(counts: list[int], progress: bool) -> Any:
-    if not progress:
-        return counts
-    from rich.progress import track
-
-    return track(counts, description="sparse probes", transient=True)

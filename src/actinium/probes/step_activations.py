@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actinium.core.errors import InputError, SiteError, UnknownNameError, unknown
 from actinium.core.model import Model
+from actinium.core.progress import shown
 
 __all__ = ["POOLS", "step_activations"]
 
@@ -54,13 +55,8 @@ def step_activations(
     if not steps or len(prompts) != len(steps):
         raise InputError(f"one prompt is needed for each step; got {len(prompts)} prompts and {len(steps)} steps")
     names = _sites(model, at)
-    starts = range(0, len(steps), batch_size)
-    if progress:
-        from rich.progress import track
-
-        starts = track(starts, description="reading steps", transient=True)  # type: ignore[assignment]
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for start in starts:
+    for start in shown(range(0, len(steps), batch_size), "reading steps", progress):
         rows = slice(start, start + batch_size)
         weights, tokens = _weights(model, prompts[rows], steps[rows], pool)
         recorded = model.record(tokens, names)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import expit
+from torch import Tensor
 
-from actinium.core.errors import InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State, below, prefixed
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.probes.rows import as_classes, as_rows, one_value_each, tensor_of
@@ -26,7 +25,6 @@ __all__ = ["StepCorrectnessProbe", "word_counts"]
 
 KINDS = ("logistic", "mlp")
 STRENGTHS = {"logistic": (1e-3, 1e-2, 1e-1, 1.0, 10.0), "mlp": (1.0,)}
-KIND = "step correctness probe"
 PAPER = "arrangement-puzzle"
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -34,7 +32,7 @@ Folds = list[tuple[Ints, Ints, list[tuple[Ints, Ints]]]]
 Weights = list[tuple[Floats, Floats]]
 
 
-class StepCorrectnessProbe(Estimator):
+class StepCorrectnessProbe(SavedEstimator):
     """A classifier of right and wrong steps for each layer, tested on puzzles that it was not fitted on.
 
     The classes are made equal by leaving out rows of the larger one. Every fold is of whole puzzles, those in which the
@@ -71,6 +69,7 @@ class StepCorrectnessProbe(Estimator):
     """
 
     fitted = "weights_"
+    saved_as = "step correctness probe"
 
     def __init__(
         self,
@@ -122,7 +121,7 @@ class StepCorrectnessProbe(Estimator):
         targets = self._targets(label, said)
         found: dict[str, list[Floats]] = {}
         weights = []
-        for name in _shown(list(layers), progress):
+        for name in shown(list(layers), "probing layers", progress):
             rows = layers[name][keep]
             accuracy, auroc = self._scores(rows, label, folds, self.kind)
             values = {"accuracy": accuracy, "auroc": auroc}
@@ -282,45 +281,29 @@ class StepCorrectnessProbe(Estimator):
             raise UnknownNameError(unknown("layer", str(layer), [str(name) for name in self.layers_]))
         return self.layers_.index(layer)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write settings, measured values and the probes to one safetensors file.
+    def _settings(self) -> dict[str, Any]:
+        return self.get_params() | {"Cs": None if self.Cs is None else [float(c) for c in self.Cs]}
 
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         tensors = {
             f"{part}.{i}.{j}": tensor_of(value)
             for i, layer in enumerate(self.weights_)
             for j, pair in enumerate(layer)
             for part, value in zip(("matrix", "offset"), pair, strict=True)
         }
-        tensors |= {f"folds.{what}": tensor_of(values) for what, values in self.folds_.items()}
-        settings = self.get_params() | {"Cs": None if self.Cs is None else [float(c) for c in self.Cs]}
+        tensors |= prefixed("folds", {what: tensor_of(values) for what, values in self.folds_.items()})
         about = {"layers": self.layers_, "classes": self.classes_.tolist(), "rows": self.rows_}
-        return write_fitted(path, KIND, tensors, settings, **about, maps=len(self.weights_[0]))
+        return tensors, about | {"maps": len(self.weights_[0])}
 
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> StepCorrectnessProbe:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            values = {name: tensor.numpy() for name, tensor in tensors.items()}
-            layers = about["layers"]
-            weights = [
-                [(values[f"matrix.{i}.{j}"], values[f"offset.{i}.{j}"]) for j in range(about["maps"])]
-                for i in range(len(layers))
-            ]
-            folds = {n.removeprefix("folds."): v for n, v in values.items() if n.startswith("folds.")}
-            out._keep(layers, np.array(about["classes"]), weights, folds, about["rows"])
-        except (KeyError, TypeError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        values = {name: tensor.numpy() for name, tensor in tensors.items()}
+        layers = about["layers"]
+        weights = [
+            [(values[f"matrix.{i}.{j}"], values[f"offset.{i}.{j}"]) for j in range(about["maps"])]
+            for i in range(len(layers))
+        ]
+        folds = {what: value.numpy() for what, value in below("folds", tensors).items()}
+        self._keep(layers, np.array(about["classes"]), weights, folds, about["rows"])
 
 
 def word_counts(texts: Sequence[str]) -> Floats:
@@ -364,11 +347,3 @@ def _weights(pipeline: Any) -> Weights:
         matrices, offsets = [model.coef_.T], [model.intercept_]
     first = matrices[0] / scaler.scale_[:, None]
     return list(zip([first, *matrices[1:]], [offsets[0] - scaler.mean_ @ first, *offsets[1:]], strict=True))
-
-
-def _shown(names: list[Any], progress: bool) -> Any:
-    if not progress:
-        return names
-    from rich.progress import track
-
-    return track(names, description="probing layers", transient=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from actinium.core.errors import InputError
 from actinium.core.estimator import Estimator
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.recording import Recording
 from actinium.core.result import Result
@@ -101,7 +102,7 @@ def probe_sweep(
     of = np.arange(n) if given is None else np.unique(one_value_each(given, n, "groups"), return_inverse=True)[1]
     plan = _planned(y, of, types, folds, control, seed)
     values: dict[tuple[str, str], dict[str, float]] = {}
-    for key in _shown(list(data), progress):
+    for key in shown(list(data), "probing", progress):
         values[key] = _measured(chosen, as_rows(data[key], key[0]), y, of, plan, level, seed)
     names = [list(dict.fromkeys(key[i] for key in data)) for i in (0, 1)]
     tables = {
@@ -241,11 +242,3 @@ def _held_out(
         right[test] = fresh.predict(x[test]) == y[test]
         scores.append(fresh.decision_function(x[test]))
     return right, scores
-
-
-def _shown(keys: list[tuple[str, str]], progress: bool) -> Any:
-    if not progress:
-        return keys
-    from rich.progress import track
-
-    return track(keys, description="probing", transient=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from actinium.circuits.knowledge.weights import down_projections
 from actinium.core.errors import InputError
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.fitted import opened, write_fitted
 from actinium.core.model import Model
 from actinium.core.reducers import Covariance
 
@@ -92,8 +92,8 @@ class KeyCovariance:
         Raises:
             LoadError: the file is missing, damaged or something else.
         """
-        about, matrices = read_fitted(path, KIND)
-        return cls({int(k): m for k, m in matrices.items()}, about["tokens"], **about["settings"])
+        with opened(path, KIND) as (about, matrices):
+            return cls({int(k): m for k, m in matrices.items()}, about["tokens"], **about["settings"])
 
 
 def key_covariance(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -16,23 +15,22 @@ from actinium.circuits.patching.nodes import node_sets
 from actinium.circuits.subspaces.directions import orthonormal
 from actinium.circuits.subspaces.subspace_patch import ENDS, subspace_patch
 from actinium.core.edits import ReplaceWithin
-from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.result import Result
 from actinium.core.task import Task
 
 __all__ = ["DAS"]
 
-KIND = "alignment search"
 LOSSES = ("cross_entropy", "logit_diff")
 # The rate goes linearly from the first share of `lr` to the second over the epochs.
 RATES = (1 / 3, 0.1)
 
 
-class DAS(Estimator):
+class DAS(SavedEstimator):
     """Learns a subspace of a site by gradient descent over orthonormal directions.
 
     Only the first k rows of the rotation enter the exchange, so only these are learned. Positions that differ from
@@ -58,6 +56,7 @@ class DAS(Estimator):
     """
 
     fitted = "directions_"
+    saved_as = "alignment search"
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class DAS(Estimator):
         schedule = torch.optim.lr_scheduler.LinearLR(optimiser, start, end, total_iters=self.epochs)
         random = torch.Generator().manual_seed(self.seed)
         losses = []
-        for _ in _shown(range(self.epochs), progress):
+        for _ in shown(range(self.epochs), "learning directions", progress):
             total = 0.0
             for rows in torch.randperm(len(pairs.source_ids), generator=random).split(self.batch_size):
                 optimiser.zero_grad()
@@ -187,29 +186,11 @@ class DAS(Estimator):
         self.check_fitted()
         return self.directions_
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and directions to one safetensors file.
+    def _state(self) -> State:
+        return {"directions": self.directions_, "loss": torch.from_numpy(self.loss_)}, {}
 
-        Raises:
-            InputError: `fit` was not called, or positions are no integers.
-        """
-        tensors = {"directions": self._fitted(), "loss": torch.from_numpy(self.loss_)}
-        return write_fitted(path, KIND, tensors, self.get_params())
-
-    @classmethod
-    def load(cls, path: str | Path) -> DAS:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            out.directions_, out.loss_ = tensors["directions"], tensors["loss"].numpy()
-        except (KeyError, TypeError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.directions_, self.loss_ = tensors["directions"], tensors["loss"].numpy()
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,11 +217,3 @@ def _pairs(model: Model, task: Task, search: DAS, positions: Any) -> _Pairs:
     if torch.equal(own, other):
         raise InputError(f"clean and corrupt runs are the same at {search.site}: there is nothing to exchange")
     return _Pairs(base, mask, base_ids, source_ids, other, where)
-
-
-def _shown(steps: range, progress: bool) -> Any:
-    if not progress:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description="learning directions", transient=True)

@@ -15,10 +15,10 @@ from actinium.core.errors import ActiniumWarning, InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.core.recording import Recording
+from actinium.core.rows import as_rows
 from actinium.core.task import Task
 
 __all__ = [
-    "as_rows",
     "gradient_direction",
     "mean_difference",
     "orthonormal",
@@ -32,21 +32,6 @@ __all__ = [
 ORTHONORMAL = 1e-4
 # Directions that add less than this to the span of the others do not count as directions of their own.
 DEPENDENT = 1e-6
-
-
-def as_rows(values: Any, what: str = "activations") -> Tensor:
-    """Tensors, arrays and stored activations (…, d) as float64 rows (n, d).
-
-    Raises:
-        InputError: fewer than two dimensions, no rows, or values that are not finite.
-    """
-    given = torch.as_tensor(values) if isinstance(values, Tensor | list | tuple) else torch.as_tensor(values[:])
-    if given.ndim < 2 or not given.numel():
-        raise InputError(f"{what}: expected rows (n, d), got shape {tuple(given.shape)}")
-    rows = given.detach().flatten(0, -2).double().cpu()
-    if not bool(torch.isfinite(rows).all()):
-        raise InputError(f"{what} hold NaN or infinite values")
-    return rows
 
 
 def orthonormal(directions: Any, width: int | None = None) -> Tensor:
@@ -112,7 +97,7 @@ def mean_difference(activations: Any, labels: Any) -> Tensor:
     Raises:
         InputError: shapes do not fit, labels are all equal, or the means are.
     """
-    rows = as_rows(activations)
+    rows = as_rows(activations, dtype=torch.float64).cpu()
     of = two_classes(labels, len(rows))
     return _unit(rows[of].mean(0) - rows[~of].mean(0), "the two means")
 
@@ -130,7 +115,7 @@ def pca_directions(activations: Any, k: int = 1) -> Tensor:
     Raises:
         InputError: k is below 1 or too large.
     """
-    rows = as_rows(activations)
+    rows = as_rows(activations, dtype=torch.float64).cpu()
     most = min(rows.shape[1], len(rows) - 1)
     if not 1 <= k <= most:
         raise InputError(f"k must be from 1 to {most} for activations {tuple(rows.shape)}, got {k}")
@@ -153,7 +138,7 @@ def probe_direction(activations: Any, labels: Any, penalty: float = 1.0) -> Tens
     Raises:
         InputError: shapes do not fit, labels are all equal, or the penalty is not above 0.
     """
-    rows = as_rows(activations)
+    rows = as_rows(activations, dtype=torch.float64).cpu()
     sign = two_classes(labels, len(rows)).double() * 2 - 1
     if not penalty > 0:
         raise InputError(f"penalty must be above 0, got {penalty}")

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from actinium.circuits.patching.contrast import Contrast, check_task, contrasts, last_logits
-from actinium.circuits.subspaces.directions import as_rows, at_position, orthonormal, two_classes
+from actinium.circuits.subspaces.directions import at_position, orthonormal, two_classes
 from actinium.circuits.subspaces.readout import readout_weight
 from actinium.circuits.subspaces.subspace_patch import (
     ENDS,
@@ -26,6 +26,7 @@ from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
+from actinium.core.rows import as_rows
 from actinium.core.task import Task
 
 __all__ = ["FAITHFUL", "FEW", "SILENT", "WORKS", "Split", "illusion_diagnostics", "illusion_test", "split_directions"]
@@ -120,7 +121,8 @@ def illusion_diagnostics(
 
     Source: Makelov, Lange and Nanda, 2023, sections 3 and 4.
     """
-    u, w = as_rows(base, "base"), as_rows(source, "source")
+    given = {"base": base, "source": source}
+    u, w = (as_rows(rows, what, dtype=torch.float64).cpu() for what, rows in given.items())
     if u.shape != w.shape:
         raise InputError(f"base {tuple(u.shape)} and source {tuple(w.shape)} differ in shape")
     split = split_directions(orthonormal(directions, u.shape[1]), readout)

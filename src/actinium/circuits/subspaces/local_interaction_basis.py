@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from actinium.circuits.subspaces.sections import Section, sections_of, with_constant
-from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.progress import shown
 
 __all__ = ["LocalInteractionBasis"]
 
@@ -19,7 +18,7 @@ METHODS = ("jacobian", "pca", "neuron")
 ENDS = ("pca", "neuron")
 
 
-class LocalInteractionBasis(Estimator):
+class LocalInteractionBasis(SavedEstimator):
     """A basis of the activations at every cut of a network, found from the last cut backwards.
 
     At each cut the activations, a constant appended, are whitened; the directions are then those along which the
@@ -43,6 +42,7 @@ class LocalInteractionBasis(Estimator):
     """
 
     fitted = "C_"
+    saved_as = "basis"
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class LocalInteractionBasis(Estimator):
         grams = [_gram(f) for f in cuts]
         found = [_End(grams[-1], self).basis(self.last)]
         steps = list(range(len(sections) - 1, -1, -1))
-        for i in _shown(steps, progress):
+        for i in shown(steps, "basis", progress):
             if self.method != "jacobian":
                 found.insert(0, _End(grams[i], self).basis(self.method))
                 continue
@@ -156,29 +156,15 @@ class LocalInteractionBasis(Estimator):
             raise InputError(f"activations at cut {cut} have {self.C_[cut].shape[0] - 1} entries, not {width}")
         return self.C_[cut]
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and fitted values to one safetensors file."""
-        self._at(0, None)
+    def _state(self) -> State:
         groups = {"C": self.C_, "C_pinv": self.C_pinv_, "Lambda": self.Lambda_}
         tensors = {f"{name}.{i}": t for name, group in groups.items() for i, t in enumerate(group)}
-        return write_fitted(path, "basis", tensors, self.get_params(), n_cuts=self.n_cuts_)
+        return tensors, {"n_cuts": self.n_cuts_}
 
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, "basis")
-        try:
-            out = cls(**about["settings"])
-            out.n_cuts_ = int(about["n_cuts"])
-            for name in ("C", "C_pinv", "Lambda"):
-                setattr(out, f"{name}_", [tensors[f"{name}.{i}"] for i in range(out.n_cuts_)])
-        except (ValueError, KeyError, TypeError) as error:
-            raise LoadError(f"the basis in {path} is damaged: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.n_cuts_ = int(about["n_cuts"])
+        for name in ("C", "C_pinv", "Lambda"):
+            setattr(self, f"{name}_", [tensors[f"{name}.{i}"] for i in range(self.n_cuts_)])
 
 
 def features(section: Section, augmented: Tensor, after: Tensor) -> Tensor:
@@ -259,11 +245,3 @@ def _warn_few(cuts: list[Tensor]) -> None:
                 ActiniumWarning,
                 stacklevel=3,
             )
-
-
-def _shown(steps: list[int], progress: bool) -> Any:
-    if not progress:
-        return steps
-    from rich.progress import track
-
-    return track(steps, description="basis", transient=True)

@@ -5,17 +5,15 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from actinium.circuits.subspaces.directions import as_rows
-from actinium.core.errors import ActiniumWarning, InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import ActiniumWarning, InputError, MissingExtraError, UnknownNameError, unknown
+from actinium.core.fitted import SavedEstimator, State
+from actinium.core.rows import as_rows
 
 __all__ = ["ALPHAS", "METHODS", "TransportOperator", "paired", "whitening"]
 
@@ -26,7 +24,6 @@ ALPHAS = {
     "elasticnet": (0.1, 1.0, 10.0, 100.0),
 }
 """Penalties tried by cross-validation; ridge adds alpha |T|^2 to the summed squares, the others alpha to the mean."""
-KIND = "transport operator"
 TENSORS = ("matrix_", "bias_", "x_mean_", "y_mean_", "x_cov_", "y_cov_")
 CLIP = 1e-12
 """Eigenvalues of a covariance below this are raised to it before its inverse root is taken."""
@@ -38,7 +35,7 @@ def paired(x: Any, y: Any) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: another number of rows, or values that are not finite.
     """
-    a, b = as_rows(x, "X"), as_rows(y, "Y")
+    a, b = (as_rows(rows, what, dtype=torch.float64).cpu() for what, rows in (("X", x), ("Y", y)))
     if len(a) != len(b):
         raise InputError(f"X has {len(a)} rows and Y {len(b)}; row i of both must be the same token")
     return a, b
@@ -58,7 +55,7 @@ def _root(covariance: Tensor) -> Tensor:
     return root
 
 
-class TransportOperator(Estimator):
+class TransportOperator(SavedEstimator):
     """The map y = T x + b from activations of one place to those of another.
 
     Args:
@@ -83,6 +80,7 @@ class TransportOperator(Estimator):
     """
 
     fitted = "matrix_"
+    saved_as = "transport operator"
 
     def __init__(
         self,
@@ -265,36 +263,19 @@ class TransportOperator(Estimator):
         self.check_fitted()
         return self.matrix_
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and fitted values to one safetensors file.
+    def _settings(self) -> dict[str, Any]:
+        return self.get_params() | {"alphas": None if self.alphas is None else [float(a) for a in self.alphas]}
 
-        Raises:
-            InputError: `fit` was not called.
-        """
-        self._fitted()
-        alphas = None if self.alphas is None else [float(a) for a in self.alphas]
+    def _state(self) -> State:
         fitted = {"alpha": self.alpha_, "rows": self.rows_, "rank": self.rank_, "cv": list(self.cv_.items())}
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        return write_fitted(path, KIND, tensors, {**self.get_params(), "alphas": alphas}, fitted=fitted)
+        return {name: getattr(self, name) for name in TENSORS}, {"fitted": fitted}
 
-    @classmethod
-    def load(cls, path: str | Path) -> TransportOperator:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(**about["settings"])
-            for name in TENSORS:
-                setattr(out, name, tensors[name])
-            fitted = about["fitted"]
-            out.alpha_, out.rows_, out.rank_ = fitted["alpha"], fitted["rows"], fitted["rank"]
-            out.cv_ = {float(alpha): float(value) for alpha, value in fitted["cv"]}
-        except (KeyError, TypeError, ValueError) as error:
-            raise LoadError(f"{path} is no {KIND}: {error}") from None
-        return out
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        for name in TENSORS:
+            setattr(self, name, tensors[name])
+        fitted = about["fitted"]
+        self.alpha_, self.rows_, self.rank_ = fitted["alpha"], fitted["rows"], fitted["rank"]
+        self.cv_ = {float(alpha): float(value) for alpha, value in fitted["cv"]}
 
 
 def _ridge(xx: Tensor, xy: Tensor, alphas: Sequence[float]) -> list[Tensor]:

@@ -11,11 +11,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from actinium.circuits.subspaces.directions import as_rows
 from actinium.circuits.subspaces.transport import TransportOperator, paired, whitening
 from actinium.core.errors import InputError
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
+from actinium.core.rows import as_rows
 
 __all__ = ["cca_ceiling", "feature_transport_scores", "transport_efficiency"]
 
@@ -49,7 +49,7 @@ def feature_transport_scores(
     Source: Szablewski and Masiak, 2025, section 3.
     """
     a, b = paired(x, y)
-    rows = as_rows(decoder, "decoder")
+    rows = as_rows(decoder, "decoder", dtype=torch.float64).cpu()
     if rows.shape[1] != b.shape[1]:
         raise InputError(f"decoder rows have {rows.shape[1]} entries, Y {b.shape[1]}")
     size = rows.norm(dim=1, keepdim=True)

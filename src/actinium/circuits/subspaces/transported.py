@@ -17,6 +17,7 @@ from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.core.passes import Positions
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.recording import Recording
 from actinium.core.result import Result
@@ -163,7 +164,7 @@ def transport_loss(
         pass  # what cannot be done is refused before the first run
     ids, mask = ready.tokens.ids, ready.tokens.mask
     losses = {}
-    for name in _shown(list(runs), progress):
+    for name in shown(list(runs), "running", progress):
         run = runs[name]
         if run is None:
             block: Any = nullcontext()
@@ -193,14 +194,6 @@ def _loss(model: Model, ids: Tensor, mask: Tensor, batch_size: int) -> float:
         part = Tokens(ids[rows], mask[rows], torch.arange(len(rows)))
         each.append(model.loss(part, reduction="token").flatten())
     return float(torch.cat(each).double().nanmean())
-
-
-def _shown(names: list[str], progress: bool) -> Any:
-    if not progress:
-        return names
-    from rich.progress import track
-
-    return track(names, description="running", transient=True)
 
 
 def transport_pairs(source: Any, from_site: str, to_site: str, *, lag: int = 0, skip: int = 1) -> tuple[Tensor, Tensor]:

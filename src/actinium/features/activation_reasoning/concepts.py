@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,13 +10,11 @@ import torch
 from torch import Tensor
 
 from actinium.core.errors import InputError, LoadError, MissingExtraError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
-from actinium.features.rows import as_rows
+from actinium.core.fitted import SavedEstimator, State, below, prefixed
+from actinium.core.rows import as_rows
 
 __all__ = ["ConceptDictionary", "log_decay"]
 
-KIND = "concept dictionary"
 KINDS = ("top_k", "tree")
 ORDERS = ("unique_first", "original_order", "unique_only")
 TREE = ("feature", "threshold", "left", "right", "value", "root")
@@ -41,7 +38,7 @@ def log_decay(n: int, mean: float = 1.0) -> Tensor:
     return w * (mean / w.mean())
 
 
-class ConceptDictionary(Estimator):
+class ConceptDictionary(SavedEstimator):
     """Which latents stand for which concept, from rows of latents where it is present and where it is not.
 
     Args:
@@ -66,6 +63,7 @@ class ConceptDictionary(Estimator):
     """
 
     fitted = "concepts_"
+    saved_as = "concept dictionary"
 
     def __init__(
         self, kind: str = "top_k", top_k: int = 10, order: str = "unique_first", depth: int = 5, seed: int = 0
@@ -216,34 +214,14 @@ class ConceptDictionary(Estimator):
             raise LoadError(f"this describes no concept dictionary: {error!r}") from None
         return new
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings, names and arrays to one safetensors file.
+    def _state(self) -> State:
+        tensors = {"latents": self.latents_, "weights": self.weights_} | prefixed("tree", self.trees_)
+        return tensors, {"concepts": list(self.concepts_), "width": self.width_}
 
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
-        tensors = {
-            "latents": self.latents_,
-            "weights": self.weights_,
-            **{f"tree.{n}": v for n, v in self.trees_.items()},
-        }
-        more = {"concepts": list(self.concepts_), "width": self.width_}
-        return write_fitted(path, KIND, tensors, self.get_params(), **more)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            LoadError: the file is missing, damaged, or holds something else.
-        """
-        about, tensors = read_fitted(path, KIND)
-        new = cls(**about["settings"])
-        new.concepts_, new.width_ = tuple(about["concepts"]), about["width"]
-        new.latents_, new.weights_ = tensors["latents"], tensors["weights"]
-        new.trees_ = {n.removeprefix("tree."): v for n, v in tensors.items() if n.startswith("tree.")}
-        return new
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        self.concepts_, self.width_ = tuple(about["concepts"]), about["width"]
+        self.latents_, self.weights_ = tensors["latents"], tensors["weights"]
+        self.trees_ = below("tree", tensors)
 
 
 def paired(positive: Mapping[str, Any], negative: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
@@ -267,7 +245,7 @@ def paired(positive: Mapping[str, Any], negative: Mapping[str, Any]) -> dict[str
             values = given[name]
             if isinstance(values, Sequence):
                 values = torch.stack([torch.as_tensor(v) for v in values])
-            pair.append(as_rows(values, width, f"{side} of {name!r}").cpu())
+            pair.append(as_rows(values, f"{side} of {name!r}", width).cpu())
             width = pair[-1].shape[1]
         rows[name] = (pair[0], pair[1])
     return rows

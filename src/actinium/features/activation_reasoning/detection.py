@@ -11,8 +11,8 @@ from torch import Tensor
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.estimator import Estimator
+from actinium.core.rows import as_rows
 from actinium.features.activation_reasoning.concepts import ConceptDictionary, log_decay, paired
-from actinium.features.rows import as_rows
 
 __all__ = ["ConceptDetector", "Detection", "Proposition", "balanced_threshold"]
 
@@ -159,14 +159,14 @@ class ConceptDetector(Estimator):
             for i, name in enumerate(c.concepts_):
                 if name not in rows:
                     raise InputError(f"concept {name!r} has no rows to find its threshold on")
-                scores = torch.cat([self._raw(as_rows(r, c.width_))[:, i] for r in rows[name]])
+                scores = torch.cat([self._raw(as_rows(r, width=c.width_))[:, i] for r in rows[name]])
                 there = torch.arange(len(scores)) < len(rows[name][0])
                 local[i], accuracy[i] = balanced_threshold(scores, there)
         whole = self._given(self.global_threshold)
         if whole is None:
             if texts is None or present is None:
                 raise InputError("global_threshold='auto' needs texts and whether each has the concepts")
-            means = torch.stack([self._raw(as_rows(t, c.width_)).mean(0) for t in texts])
+            means = torch.stack([self._raw(as_rows(t, width=c.width_)).mean(0) for t in texts])
             for name in c.concepts_:
                 if name not in present:
                     raise InputError(f"present does not say which texts have {name!r}")
@@ -218,7 +218,7 @@ class ConceptDetector(Estimator):
             InputError: another width, values that are not finite, no token left, or `fit` was not called.
         """
         self.check_fitted()
-        rows = as_rows(latents, self.concepts.width_, "latents").cpu()
+        rows = as_rows(latents, "latents", self.concepts.width_).cpu()
         real = torch.ones(len(rows), dtype=torch.bool) if mask is None else torch.as_tensor(mask).bool().cpu()
         if real.shape != (len(rows),):
             raise InputError(f"the mask has shape {tuple(real.shape)} for {len(rows)} tokens")

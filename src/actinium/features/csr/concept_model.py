@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError
+from actinium.core.progress import shown
 from actinium.features.csr.images import Data, batches, feature_map
-from actinium.features.progress import steps
 
 __all__ = ["fit_concept_maps", "local_concept_vectors"]
 
@@ -73,7 +73,7 @@ def fit_concept_maps(
     parameters = [*layer.parameters(), *(backbone.parameters() if train_backbone else ())]
     optimiser = torch.optim.Adam(parameters, lr=lr)
     losses = []
-    for _ in steps(epochs, "concept maps", progress):
+    for _ in shown(range(epochs), "concept maps", progress):
         backbone.train(train_backbone)
         total, count = 0.0, 0
         for images, concepts, _ in batches(data, batch_size, n_concepts, generator):

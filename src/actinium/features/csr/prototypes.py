@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from actinium.core.errors import InputError
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
-from actinium.features.progress import steps
 
 __all__ = ["concept_similarity", "fit_prototypes", "prototype_report", "softtriple_loss"]
 
@@ -109,7 +109,7 @@ def fit_prototypes(
     centres = nn.Parameter(start)
     optimiser = torch.optim.Adam([*projector.parameters(), centres], lr=lr)
     losses = []
-    for _ in steps(epochs, "prototypes", progress):
+    for _ in shown(range(epochs), "prototypes", progress):
         total = 0.0
         for rows in torch.randperm(len(vectors), generator=generator).to(vectors.device).split(batch_size):
             optimiser.zero_grad()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -14,24 +14,23 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
-from actinium.core.estimator import Estimator
-from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.errors import InputError, LoadError
+from actinium.core.fitted import SavedEstimator, State, below, prefixed
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.features.csr.atlas import ConceptAtlas, nearest_patches
 from actinium.features.csr.boxes import importance_maps
 from actinium.features.csr.concept_model import fit_concept_maps, local_concept_vectors
+from actinium.features.csr.feedback import check_feedback, rejected_prototypes, weighted_maps, without_rejected
 from actinium.features.csr.head import fit_linear_head
 from actinium.features.csr.images import Data, batches, check_images, feature_map
 from actinium.features.csr.prototypes import fit_prototypes, prototype_report
 
 __all__ = ["ConceptSimilarityReasoner", "Similarities"]
 
-KIND = "concept similarity reasoner"
 PAPER = "csr-concept-prototypes"
-MODES = ("scale", "mask")
-REPLACEMENTS = ("zero", "floor", "mean")
+MODULES = ("backbone_", "concept_layer_", "projector_", "head_")
+TENSORS = ("prototypes_", "kept_", "mean_scores_", "assigned_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +48,7 @@ class Similarities:
     maps: Tensor
 
 
-class ConceptSimilarityReasoner(Estimator):
+class ConceptSimilarityReasoner(SavedEstimator):
     """Concept-based similarity reasoning (CSR): four stages, each fitted with the earlier ones fixed.
 
     1. `fit_concepts`: the backbone (a copy of it) and a 1x1 convolution to K concept maps, from image-level labels.
@@ -86,6 +85,7 @@ class ConceptSimilarityReasoner(Estimator):
     """
 
     fitted = "head_"
+    saved_as = "concept similarity reasoner"
 
     def __init__(
         self,
@@ -108,12 +108,8 @@ class ConceptSimilarityReasoner(Estimator):
         multilabel: bool = False,
         seed: int = 0,
     ) -> None:
-        self.backbone, self.n_concepts, self.n_classes, self.n_prototypes = (
-            backbone,
-            n_concepts,
-            n_classes,
-            n_prototypes,
-        )
+        self.backbone, self.n_concepts = backbone, n_concepts
+        self.n_classes, self.n_prototypes = n_classes, n_prototypes
         self.width, self.lam, self.gamma, self.delta = width, lam, gamma, delta
         self.train_backbone, self.lr = train_backbone, lr
         self.concept_epochs, self.prototype_epochs, self.batch_size = concept_epochs, prototype_epochs, batch_size
@@ -291,25 +287,15 @@ class ConceptSimilarityReasoner(Estimator):
             UnknownNameError: no such mode or replacement.
         """
         self.check_fitted()
-        for name, value, known in (("mode", mode, MODES), ("replacement", replacement, REPLACEMENTS)):
-            if value not in known:
-                raise UnknownNameError(unknown(name, str(value), known))
+        check_feedback(mode, replacement)
         rejected = self._rejected(rejected_concepts, rejected_prototypes)
         if bool((rejected | ~self.kept_).all()):
             raise InputError("all prototypes are rejected: nothing is left to decide by")
         x = check_images(images)
         maps = self.similarity_maps(x)
         weights = importance_maps(pos_boxes, neg_boxes, len(x), tuple(maps.shape[-2:]), tuple(x.shape[-2:]), outside)
-        if mode == "mask" and bool((weights == 0).flatten(1).all(1).any()):
-            raise InputError("the boxes leave no cell of an image to look at; draw them smaller, or use mode='scale'")
-        weights = weights[:, None, None].to(maps)
-        maps = maps * weights
-        if mode == "mask":
-            maps = maps.masked_fill(weights == 0, -1.0)
-        scores = maps.amax((-2, -1))
-        instead = {"zero": 0.0 * self.mean_scores_, "floor": -torch.ones_like(self.mean_scores_)}
-        instead["mean"] = self.mean_scores_
-        scores = torch.where(rejected.to(scores.device), instead[replacement], scores)
+        maps = weighted_maps(maps, weights, mode)
+        scores = without_rejected(maps.amax((-2, -1)), rejected, self.mean_scores_, replacement)
         return Similarities(self.head_(scores.flatten(1)), scores, maps)
 
     def explain(self, images: Any, **how: Any) -> Result:
@@ -367,38 +353,24 @@ class ConceptSimilarityReasoner(Estimator):
         return prototype_report(self.prototypes_, self.assigned_)
 
     def _rejected(self, concepts: Sequence[int], prototypes: Sequence[Sequence[int]]) -> Tensor:
-        """Mask (K, M) of what is rejected."""
-        out = torch.zeros(self.n_concepts, self.n_prototypes, dtype=torch.bool)
-        places = [(k, m) for k in concepts for m in range(self.n_prototypes)] + [tuple(pair) for pair in prototypes]
-        for pair in places:
-            if len(pair) != 2 or not (0 <= pair[0] < self.n_concepts and 0 <= pair[1] < self.n_prototypes):
-                raise InputError(
-                    f"no prototype {pair}: expected (concept, number) below ({self.n_concepts}, {self.n_prototypes})"
-                )
-            out[pair] = True
-        return out
+        return rejected_prototypes(concepts, prototypes, self.n_concepts, self.n_prototypes)
 
     def _stage(self, attribute: str, before: str) -> None:
         if not hasattr(self, attribute):
             raise InputError(f"this {type(self).__name__} is not fitted so far; call {before} first")
 
-    def save(self, path: str | Path) -> Path:
-        """Write settings and all fitted modules, the backbone's copy among them, to one safetensors file.
+    def _settings(self) -> dict[str, Any]:
+        return {name: value for name, value in self.get_params().items() if name != "backbone"}
 
-        Raises:
-            InputError: `fit` was not called, or the file cannot be written.
-        """
-        self.check_fitted()
+    def _state(self) -> State:
         tensors = {name: getattr(self, name) for name in TENSORS}
         for name in MODULES:
-            tensors |= {f"{name}.{key}": value for key, value in getattr(self, name).state_dict().items()}
-        settings = {key: value for key, value in self.get_params().items() if key != "backbone"}
-        losses = {"concept_loss": self.concept_loss_, "prototype_loss": self.prototype_loss_}
-        return write_fitted(path, KIND, tensors, settings, **losses)
+            tensors |= prefixed(name, getattr(self, name).state_dict())
+        return tensors, {"concept_loss": self.concept_loss_, "prototype_loss": self.prototype_loss_}
 
     @classmethod
-    def load(cls, path: str | Path, backbone: nn.Module) -> ConceptSimilarityReasoner:
-        """Read what `save` wrote.
+    def load(cls, path: str | os.PathLike[str], backbone: nn.Module) -> Self:  # type: ignore[override]
+        """Read what `save` wrote: all fitted modules, the backbone's copy among them.
 
         Args:
             path: the file.
@@ -407,26 +379,21 @@ class ConceptSimilarityReasoner(Estimator):
         Raises:
             LoadError: the file is missing, damaged, or belongs to another architecture.
         """
-        about, tensors = read_fitted(path, KIND)
-        try:
-            out = cls(backbone, **about["settings"])
-            for name in TENSORS:
-                setattr(out, name, tensors[name])
-            d = tensors["concept_layer_.weight"].shape[1]
-            bias = "head_.bias" in tensors
-            out.backbone_ = copy.deepcopy(backbone).eval()
-            out.concept_layer_ = nn.Conv2d(d, out.n_concepts, 1)
-            out.projector_ = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, out.width))
-            out.head_ = nn.Linear(out.n_concepts * out.n_prototypes, out.n_classes, bias=bias)
-            for name in MODULES:
-                state = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-                getattr(out, name).load_state_dict(state)
-                getattr(out, name).requires_grad_(False)
-            out.concept_loss_, out.prototype_loss_ = about["concept_loss"], about["prototype_loss"]
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise LoadError(f"{path} is no {KIND} with this backbone: {error}") from None
-        return out
+        return cls._loaded(path, backbone)
 
-
-MODULES = ("backbone_", "concept_layer_", "projector_", "head_")
-TENSORS = ("prototypes_", "kept_", "mean_scores_", "assigned_")
+    def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        for name in TENSORS:
+            setattr(self, name, tensors[name])
+        d = tensors["concept_layer_.weight"].shape[1]
+        self.backbone_ = copy.deepcopy(self.backbone).eval()
+        self.concept_layer_ = nn.Conv2d(d, self.n_concepts, 1)
+        self.projector_ = nn.Sequential(nn.Linear(d, d), nn.ReLU(), nn.Linear(d, self.width))
+        bias = "head_.bias" in tensors
+        self.head_ = nn.Linear(self.n_concepts * self.n_prototypes, self.n_classes, bias=bias)
+        for name in MODULES:
+            try:
+                getattr(self, name).load_state_dict(below(name, tensors))
+            except RuntimeError as error:
+                raise LoadError(f"the {self.saved_as} does not go with this backbone: {error}") from None
+            getattr(self, name).requires_grad_(False)
+        self.concept_loss_, self.prototype_loss_ = about["concept_loss"], about["prototype_loss"]

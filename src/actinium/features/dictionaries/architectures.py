@@ -237,6 +237,8 @@ class MatryoshkaSAE(BatchTopKSAE):
     Source: Bussmann, Nabeshima, Karvonen and Nanda, 2025.
     """
 
+    decided = ("d_sae",)
+
     def __init__(
         self,
         widths: Sequence[int],

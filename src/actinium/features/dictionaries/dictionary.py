@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from inspect import signature
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +22,6 @@ from actinium.features.dictionaries.sparse import decode, encode_entries
 __all__ = ["Dictionary"]
 
 KIND = "dictionary"
-COMMON = {"normalize", "decoder_norm", "b_dec_init", "apply_b_dec", "reconstruction", "init_norm", "seed"}
-"""Settings that all dictionaries have."""
 CHUNK = 256
 """Rows that are gone over at a time, so that they stay in the processor's cache between two looks at them."""
 BIASES = ("zeros", "mean", "geometric_median")
@@ -51,7 +48,6 @@ class Dictionary(Estimator, nn.Module):
         seed: of the weights.
 
     Attributes:
-        decided: settings of all dictionaries that an architecture decides itself.
         rule: the activation rule.
         d_in, d_out: widths of input and output.
         rows_: rows it was trained on.
@@ -59,7 +55,6 @@ class Dictionary(Estimator, nn.Module):
 
     fitted = "d_in"
     autoencodes = True
-    decided: tuple[str, ...] = ()
     # Of the auxiliary loss, in architectures that have one.
     aux_k: int | None = None
     aux_alpha: float = 0.0
@@ -87,14 +82,6 @@ class Dictionary(Estimator, nn.Module):
         self.about: dict[str, Any] = {}
         """What is known of where it belongs, such as {"model": ..., "site": ...}."""
         self.rows_ = 0
-
-    @classmethod
-    def _names(cls) -> list[str]:
-        """Settings of the architecture, and of all dictionaries but those that it decides itself."""
-        own = super()._names()
-        return own + [
-            name for name in signature(Dictionary.__init__).parameters if name in COMMON - {*own, *cls.decided}
-        ]
 
     def make_rule(self) -> Rule:
         """The activation rule of these settings."""

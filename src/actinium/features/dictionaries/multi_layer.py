@@ -35,7 +35,7 @@ class MultiLayerSAE(TopKSAE):
     Source: Lawson et al., 2024, section 3. The loss is the share of variance that is lost, averaged over layers.
     """
 
-    decided = ("normalize", "reconstruction")
+    decided = ("multi_k", "normalize", "reconstruction")
 
     def __init__(
         self,

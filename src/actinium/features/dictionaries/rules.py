@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.features.dictionaries.code import Code, Places, offsets_of, top_k
+from actinium.features.dictionaries.largest import largest
+from actinium.features.dictionaries.straight_through import Jump, Step
 
 __all__ = ["BatchTopK", "Gated", "JumpReLU", "ReLU", "Rule", "TopK", "rule_of"]
 
@@ -185,12 +187,7 @@ class BatchTopK(Rule):
             return _above(pre, (ranked > self.running.to(pre)) & (pre > 0))
         assert self.k is not None
         wanted = min(max(1, int(self.k * len(pre))), ranked.numel())
-        floor = _floor(ranked, wanted)
-        rows, latents = (ranked >= floor).nonzero(as_tuple=True)
-        values = ranked[rows, latents]
-        kept = values.topk(wanted).indices.sort().values
-        kept = kept[values[kept] > 0]
-        rows, latents, values = rows[kept], latents[kept], values[kept]
+        rows, latents, values = largest(ranked, wanted)
         if self.training and len(values):
             self._follow(values.min().double())
         return Code(pre[rows, latents], Places(latents, offsets_of(rows, len(pre)), pre.shape[1]))
@@ -279,7 +276,7 @@ class JumpReLU(Rule):
     def activate(self, pre: Tensor, latents: Tensor | None, norms: Tensor) -> Tensor:
         """pre H(pre - theta)."""
         theta = _at(self.theta, latents).clamp_min(0).expand_as(pre)
-        found: Tensor = _Jump.apply(pre, theta, self.bandwidth, self.ste_to_input)  # type: ignore[no-untyped-call]
+        found: Tensor = Jump.apply(pre, theta, self.bandwidth, self.ste_to_input)  # type: ignore[no-untyped-call]
         return found
 
     def penalties(self, pre: Tensor, f: Tensor, latents: Tensor | None, norms: Tensor, n: int) -> dict[str, Tensor]:
@@ -287,7 +284,7 @@ class JumpReLU(Rule):
         if self.penalty == "tanh":
             return {"sparsity": self.l0 * torch.tanh(self.c * f * _at(norms, latents)).sum() / n}
         theta = _at(self.theta, latents).clamp_min(0).expand_as(pre)
-        active: Tensor = _Step.apply(pre, theta, self.bandwidth, self.ste_to_input)  # type: ignore[no-untyped-call]
+        active: Tensor = Step.apply(pre, theta, self.bandwidth, self.ste_to_input)  # type: ignore[no-untyped-call]
         if self.penalty == "quadratic":
             if latents is not None:
                 raise InputError("the quadratic penalty needs dense latents")
@@ -376,41 +373,6 @@ def rule_of(activation: str, settings: Mapping[str, Any] | None = None) -> Rule:
         raise InputError(f"{activation}: {error}") from None
 
 
-class _Jump(torch.autograd.Function):
-    """pre H(pre - theta), whose gradient for theta is that of a rectangle kernel."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float, to_input: bool) -> Tensor:
-        ctx.save_for_backward(pre, theta)
-        ctx.bandwidth, ctx.to_input = bandwidth, to_input
-        return pre * (pre > theta)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        pre, theta = ctx.saved_tensors
-        (grad,) = grads
-        kernel = ((pre - theta).abs() < ctx.bandwidth / 2).to(grad) * grad * theta / ctx.bandwidth
-        for_pre = grad * (pre > theta)
-        return for_pre + kernel if ctx.to_input else for_pre, -kernel, None, None
-
-
-class _Step(torch.autograd.Function):
-    """H(pre - theta), whose gradient for theta is that of a rectangle kernel."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, theta: Tensor, bandwidth: float, to_input: bool) -> Tensor:
-        ctx.save_for_backward(pre, theta)
-        ctx.bandwidth, ctx.to_input = bandwidth, to_input
-        return (pre > theta).to(pre)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        pre, theta = ctx.saved_tensors
-        (grad,) = grads
-        kernel = ((pre - theta).abs() < ctx.bandwidth / 2).to(grad) * grad / ctx.bandwidth
-        return kernel if ctx.to_input else None, -kernel, None, None
-
-
 def _check_equal(norms: Tensor) -> None:
     if not bool((norms - norms.mean()).abs().max() <= 1e-3 * norms.mean()):
         raise InputError(
@@ -429,13 +391,3 @@ def _above(pre: Tensor, mask: Tensor) -> Code | None:
         return None
     rows, latents = mask.nonzero(as_tuple=True)
     return Code(pre[rows, latents], Places(latents, offsets_of(rows, len(pre)), pre.shape[1]))
-
-
-def _floor(values: Tensor, wanted: int) -> Tensor:
-    """A number that at least `wanted` entries of (n, m) reach, close to the smallest of the `wanted` largest ones."""
-    n, m = values.shape
-    groups = 16
-    if m % groups or wanted > values.numel() // groups:
-        return values.flatten().topk(wanted).values[-1]
-    # The largest of so many groups are so many entries, of which the smallest is reached by all.
-    return values.view(n, groups, m // groups).amax(1).flatten().topk(wanted).values[-1]
