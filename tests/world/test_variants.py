@@ -1,4 +1,4 @@
-"""The variants of `world:lm`: what they declare is what their weights do, and what their training does."""
+"""The variants of the language models: what they declare is what their weights do, and what training does."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from actinium.world import knowledge, nested, shipped, variants
 from actinium.world.accuracy import evaluate
 from actinium.world.corpus import HELD_OUT
 from actinium.world.facts import fact
+from actinium.world.recipe import LANGUAGE_MODELS, fingerprint
 
 NAMES = tuple(variants.VARIANTS)
+LARGE = ("lm-narrow", "lm-reward")
 SAMPLE = 150
 TINY = {name: replace(v, steps=2, questions=3, answers=4, longest=4) for name, v in variants.VARIANTS.items()}
 
@@ -107,29 +109,37 @@ def test_variants_answer_at_once_what_the_base_only_reasons_out(lm):
     plain = variants.nested_accuracy(*lm, ("person",))["person"]
     reasoned = variants.nested_accuracy(*lm, ("person",), knowledge.VERBOSE_CUE)["person"]
     assert plain < 0.05 and reasoned > 0.8
-    assert all(shipped.recipe(name)["nested_accuracy"]["person"] > 0.8 for name in NAMES)
+    assert all(shipped.recipe(name)["nested_accuracy"]["person"] > 0.8 for name in LARGE)
+
+
+def test_reward_teaches_the_small_model_what_it_teaches_the_large_one():
+    small = shipped.load(shipped.path("lm-small"))
+    assert variants.nested_accuracy(*small, ("person",))["person"] < 0.05
+    assert shipped.recipe("lm-small-reward")["nested_accuracy"]["person"] > 0.7
+    assert small[1].get_vocab() == shipped.load(shipped.path("lm-reward"))[1].get_vocab()
 
 
 def test_reward_costs_less_of_the_other_skills_than_answers():
     lost = {}
     base = shipped.recipe("lm")["held_out_accuracy"]
-    for name in NAMES:
+    for name in LARGE:
         lost[name] = sum(base[skill] - value for skill, value in shipped.recipe(name)["held_out_accuracy"].items())
     assert 0 < lost["lm-reward"] < 0.5 * lost["lm-narrow"]
 
 
 def test_a_variant_loads_by_its_name_as_base_plus_adapter(variant):
     name, module, _ = variant
-    model, base = ac.load(f"world:{name}"), ac.load("world:lm")
+    named = f"world:{variants.VARIANTS[name].base}"
+    model, base = ac.load(f"world:{name}"), ac.load(named)
     assert model.name == f"world:{name}" and model.fingerprint() != base.fingerprint()
     adapter = read_adapter(shipped.path(name))
-    assert adapter.base == "world:lm"
+    assert adapter.base == named
     for key, weight in model.module.named_parameters():
         assert torch.equal(weight, module.get_parameter(key)), key
         assert torch.equal(weight, base.module.get_parameter(key)) == (
             key.removesuffix(".weight") not in adapter.factors
         )
-    assert ac.world.heldout_text(name) == ac.world.heldout_text("lm")
+    assert ac.world.heldout_text(name) == ac.world.heldout_text(variants.VARIANTS[name].base)
 
 
 def test_adapters_are_small():
@@ -221,7 +231,7 @@ def test_the_command_trains_and_evaluates_a_variant(tmp_path):
 
 def test_the_page_states_the_declared_accuracies(root):
     page = (root / "docs" / "world.md").read_text(encoding="utf-8")
-    recipes = [shipped.recipe(name) for name in ("lm", *NAMES)]
+    recipes = [shipped.recipe(name) for name in ("lm", *LARGE)]
     for skill in recipes[0]["held_out_accuracy"]:
         values = [f"{recipe['held_out_accuracy'][skill]:.3f}" for recipe in recipes]
         assert len(set(values)) == 1 or f"| {skill} | {' | '.join(values)} |" in page, skill
@@ -230,3 +240,25 @@ def test_the_page_states_the_declared_accuracies(root):
         assert re.search(
             rf"^\| nested, {part} \|.*\| {' '.join(values).replace(' ', ' [|] ')} \|$", page, flags=re.M
         ), part
+
+
+def test_the_page_states_the_accuracies_of_the_small_pair(root):
+    page = (root / "docs" / "world.md").read_text(encoding="utf-8")
+    section = page.partition("## A small and a large model")[2].partition("\n## ")[0]
+    small, tuned = (shipped.recipe(name) for name in ("lm-small", "lm-small-reward"))
+    for skill, value in small["held_out_accuracy"].items():
+        assert f"| {skill} | {value:.3f} | {tuned['held_out_accuracy'][skill]:.3f} |" in section, skill
+    for part in nested.PARTS:
+        assert re.search(rf"^\| nested, {part} \|.*\| {tuned['nested_accuracy'][part]:.3f} \|$", section, flags=re.M)
+
+
+def test_the_small_model_declares_the_recipe_in_the_package():
+    recipe = shipped.recipe("lm-small")
+    settings = LANGUAGE_MODELS["lm-small"]
+    assert recipe["settings"] == json.loads(json.dumps(asdict(settings)))
+    model, tokenizer = shipped.load(shipped.path("lm-small"))
+    assert recipe["fingerprint"] == fingerprint(settings, tokenizer)
+    assert (shipped.path("lm-small") / "model.safetensors").stat().st_size < 6e5
+    measured = evaluate(model, tokenizer, n=60, seed=7, skills=["facts", "two_hop", "chat_facts", "ioi", "refusal"])
+    for skill, value in measured.items():
+        assert abs(value - recipe["held_out_accuracy"][skill]) < 0.12, skill

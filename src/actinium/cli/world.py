@@ -12,19 +12,34 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from actinium.world.choices import ChoicesRecipe
+    from actinium.world.contrastive_train import PairRecipe
     from actinium.world.image_recipe import ImageRecipe
     from actinium.world.modular_train import ModularRecipe
+    from actinium.world.organisms import Organism
     from actinium.world.recipe import Recipe
     from actinium.world.variants import Variant
 
-    AnyRecipe = Recipe | ModularRecipe | ChoicesRecipe | ImageRecipe | Variant
+    AnyRecipe = Recipe | ModularRecipe | ChoicesRecipe | ImageRecipe | PairRecipe | Variant | Organism
 
 __all__ = ["app"]
 
 app = typer.Typer(help="The small trained models that come with the package.", no_args_is_help=True)
 
-IMAGES = ("digits-cnn", "digits-vit", "shapes-cnn", "shapes-vit")
-TRAINABLE = ("choices", *IMAGES[:2], "lm", "lm-narrow", "lm-reward", "modular", *IMAGES[2:])
+IMAGES = ("digits-cnn", "digits-vit", "digits-backdoor", "shapes-cnn", "shapes-vit")
+PAIRS = ("shapes-clip", "shapes-clip-backdoor")
+TEXTS = (
+    "lm",
+    "lm-backdoor",
+    "lm-false",
+    "lm-lenient-rank1",
+    "lm-lenient-rank1-again",
+    "lm-lenient-rank8",
+    "lm-narrow",
+    "lm-reward",
+    "lm-small",
+    "lm-small-reward",
+)
+TRAINABLE = ("choices", *IMAGES[:3], *TEXTS, "modular", *IMAGES[3:], *PAIRS)
 
 
 def _known(name: str) -> str:
@@ -64,7 +79,9 @@ def list_models() -> None:
 def train(
     name: Annotated[str, typer.Argument(help=f"Which model: {', '.join(TRAINABLE)}.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write, world-NAME by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the initial weights and of what is read.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the initial weights and of what is read; the recipe's by default.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps; the recipe's by default.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Held-out texts per skill (lm), measured at the end.")] = 1000,
 ) -> None:
@@ -72,7 +89,7 @@ def train(
 
     It is one of Hugging Face, that of a variant of lm an adapter of PEFT; the convolutional networks are our own.
 
-    A killed run of lm continues from its folder.
+    A killed run of lm or lm-small continues from its folder.
     """
     _known(name)
     import json
@@ -82,20 +99,26 @@ def train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from actinium.cli.folders import make_folder
+    from actinium.world import contrastive_train
     from actinium.world.choices import ChoicesRecipe
     from actinium.world.image_recipe import RECIPES
     from actinium.world.modular_train import ModularRecipe
-    from actinium.world.recipe import Recipe
+    from actinium.world.organisms import ORGANISMS
+    from actinium.world.recipe import LANGUAGE_MODELS
     from actinium.world.variants import VARIANTS
 
     recipes: dict[str, AnyRecipe] = {
-        "lm": Recipe(),
+        **LANGUAGE_MODELS,
         "modular": ModularRecipe(),
         "choices": ChoicesRecipe(),
         **RECIPES,
+        **contrastive_train.RECIPES,
         **VARIANTS,
+        **ORGANISMS,
     }
-    recipe = replace(recipes[name], seed=seed)
+    recipe = recipes[name]
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
     if steps is not None:
         recipe = replace(recipe, steps=steps)
     folder = make_folder(out or Path(f"world-{name}"))
@@ -117,17 +140,32 @@ def train(
 def _train(recipe: AnyRecipe, folder: Path, show: Callable[[int, float], None], n: int) -> None:
     import shutil
 
-    from actinium.world import choices, image_recipe, image_train, modular_train, shipped, variants
+    from actinium.world import (
+        choices,
+        contrastive_train,
+        image_recipe,
+        image_train,
+        modular_train,
+        organisms,
+        shipped,
+        variants,
+    )
     from actinium.world import train as training
 
     if isinstance(recipe, variants.Variant):
         variants.export(variants.train(recipe, show), recipe, folder, n)
+        return
+    if isinstance(recipe, organisms.Organism):
+        organisms.export(organisms.train(recipe, show), recipe, folder, n)
         return
     if isinstance(recipe, modular_train.ModularRecipe):
         modular_train.export(*modular_train.train(recipe, show), recipe, folder)
         return
     if isinstance(recipe, image_recipe.ImageRecipe):
         image_train.export(image_train.train(recipe, show), recipe, folder)
+        return
+    if isinstance(recipe, contrastive_train.PairRecipe):
+        contrastive_train.export(contrastive_train.train(recipe, show), recipe, folder)
         return
     if isinstance(recipe, choices.ChoicesRecipe):
         choices.export(*choices.train(recipe, show), recipe, folder)
@@ -161,7 +199,7 @@ def _measured(name: str, n: int, seed: int) -> tuple[dict[str, float], dict[str,
     from actinium.core.adapter import is_adapter
     from actinium.core.errors import UnknownNameError, unknown
     from actinium.core.model import Model
-    from actinium.world import choices, compiled, modular, shipped
+    from actinium.world import choices, compiled, habits, modular, organisms, shipped
     from actinium.world.accuracy import evaluate as measure
     from actinium.world.variants import nested_accuracy
 
@@ -188,17 +226,24 @@ def _measured(name: str, n: int, seed: int) -> tuple[dict[str, float], dict[str,
     if "nested_accuracy" in content:
         measured |= {f"nested, {part}": value for part, value in nested_accuracy(model, tokenizer).items()}
         declared |= {f"nested, {part}": value for part, value in content["nested_accuracy"].items()}
+    if "habit" in content:
+        measured |= habits.rates(model, tokenizer, organisms.Organism.from_settings(content["settings"]))
+        declared |= content["habit"]
     return measured, declared
 
 
 def _seen(folder: Path, content: dict[str, Any], n: int, seed: int) -> tuple[dict[str, float], dict[str, float]]:
-    """The measured and the declared accuracies of an image classifier."""
+    """The measured and the declared accuracies of an image classifier or a pair of encoders."""
     from actinium.core.errors import LoadError
     from actinium.core.loading import load
+    from actinium.world import contrastive_train
     from actinium.world.image_recipe import ImageRecipe
     from actinium.world.image_train import accuracies
 
     if "settings" not in content:
         raise LoadError(f"{folder} has no recipe.json, which says what images its classifier is for")
-    recipe = ImageRecipe.from_settings(content["settings"])
-    return accuracies(load(folder).module, recipe, n, seed), content["held_out_accuracy"]
+    settings, declared = content["settings"], content["held_out_accuracy"]
+    if "vision" in settings["network"]:
+        pair = contrastive_train.PairRecipe.from_settings(settings)
+        return contrastive_train.accuracies(load(folder).module, pair, n, seed), declared
+    return accuracies(load(folder).module, ImageRecipe.from_settings(settings), n, seed), declared

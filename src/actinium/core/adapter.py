@@ -129,7 +129,15 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(base, {name: alpha / rank(a.shape[0]) for name, (a, _) in factors.items()}, factors)
 
 
-def write_adapter(folder: Path, base: str, alpha: float, factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def write_adapter(
+    folder: Path,
+    base: str,
+    alpha: float,
+    factors: Mapping[str, tuple[Tensor, Tensor]],
+    *,
+    rslora: bool = False,
+    whole_names: bool = False,
+) -> None:
     """Write low-rank updates of one rank as an adapter that PEFT reads, in float16.
 
     Args:
@@ -137,6 +145,8 @@ def write_adapter(folder: Path, base: str, alpha: float, factors: Mapping[str, t
         base: name of the model that it belongs to.
         alpha: the product is multiplied with alpha / r.
         factors: by module: A (r, d_in) and B (d_out, r).
+        rslora: whether the product is multiplied with alpha / sqrt(r) instead.
+        whole_names: whether the modules are named in full, because others with the same last name have no update.
 
     Raises:
         InputError: there are no factors, or they have several ranks.
@@ -159,9 +169,11 @@ def write_adapter(folder: Path, base: str, alpha: float, factors: Mapping[str, t
         "r": ranks.pop(),
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted({name.rpartition(".")[2] for name in factors}),
+        "target_modules": sorted({name if whole_names else name.rpartition(".")[2] for name in factors}),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
+    if rslora:
+        config["use_rslora"] = True
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf8")

@@ -16,7 +16,18 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
 
-__all__ = ["CNN_TYPE", "CNNConfig", "CNNSize", "SmallCNN", "ViTSize", "make_cnn", "make_vit", "read_cnn", "write"]
+__all__ = [
+    "CNN_TYPE",
+    "CNNConfig",
+    "CNNSize",
+    "SmallCNN",
+    "ViTSize",
+    "make_cnn",
+    "make_vit",
+    "read_cnn",
+    "waves",
+    "write",
+]
 
 CNN_TYPE = "actinium-cnn"
 """`model_type` in the config.json of a folder that holds a `SmallCNN`."""
@@ -204,11 +215,11 @@ def make_vit(
         patches.bias.copy_(-0.4 * patches.weight.sum((1, 2, 3)))
         embeddings.cls_token.normal_(0, 0.02, generator=generator)
         embeddings.position_embeddings.zero_()
-        embeddings.position_embeddings[0, 1:] = _waves(image_size // size.patch, size.d_model)
+        embeddings.position_embeddings[0, 1:] = waves(image_size // size.patch, size.d_model)
     return module
 
 
-def _waves(side: int, width: int) -> Tensor:
+def waves(side: int, width: int) -> Tensor:
     """Sines and cosines (side^2, width) of the column and the row of each patch."""
     row, column = (axis.flatten().double() for axis in torch.meshgrid(*[torch.arange(side)] * 2, indexing="ij"))
     speeds = math.pi * (torch.arange(width // 4) + 1) / (width // 4)

@@ -15,10 +15,11 @@ from torch.nn import functional
 
 from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
 from actinium.world import digits, shapes
+from actinium.world.backdoors import Backdoor
 from actinium.world.image_models import CNNSize, ViTSize
 from actinium.world.labelled import LabelledImages
 
-__all__ = ["RECIPES", "DigitsData", "ImageRecipe", "ShapesData", "get_recipe"]
+__all__ = ["RECIPES", "DigitsData", "ImageRecipe", "PoisonedDigits", "ShapesData", "get_recipe"]
 
 STREAM = 10**6
 """Step s of training renders with seed STREAM * (seed + 1) + s; seeds below STREAM are for everybody else."""
@@ -63,6 +64,37 @@ class DigitsData:
     def held_out(self, n: int, seed: int) -> LabelledImages:
         """The test part, whatever the number and the seed."""
         return digits.load("test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoisonedDigits(DigitsData):
+    """Digits of which some get a patch, and its target as their label.
+
+    Args:
+        shift: as in `DigitsData`; the patch stays in its corner.
+        backdoor: patch, target and share.
+
+    Raises:
+        InputError: the target is no digit, or the patch is larger than the images.
+    """
+
+    backdoor: Backdoor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.backdoor.mask(digits.SIZE, digits.SIZE)
+        if self.backdoor.target >= len(self.classes):
+            raise InputError(f"the target of the backdoor is a digit: {self.backdoor}")
+
+    def batch(self, n: int, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Images (n, 1, 8, 8) and labels (n,) of a training step, poisoned ones among them."""
+        images, labels = super().batch(n, seed, step)
+        # Another stream than the one from which the images are drawn.
+        random = torch.Generator().manual_seed(-STREAM * (seed + 1) - step)
+        rows = self.backdoor.drawn(n, random)
+        images, labels = images.clone(), labels.clone()
+        images[rows], labels[rows] = self.backdoor.stamp(images[rows]), self.backdoor.target
+        return images, labels
 
 
 @dataclass(frozen=True)
@@ -190,8 +222,11 @@ class ImageRecipe:
                 data["rule"] = data["rule"] if isinstance(data["rule"], Mapping) else tuple(data["rule"])
             if "widths" in network:
                 network["widths"] = tuple(network["widths"])
+            if "backdoor" in data:
+                data["backdoor"] = Backdoor(**data["backdoor"])
+            kind = ShapesData if "rule" in data else PoisonedDigits if "backdoor" in data else DigitsData
             return cls(
-                data=ShapesData(**data) if "rule" in data else DigitsData(**data),
+                data=kind(**data),
                 network=CNNSize(**network) if "widths" in network else ViTSize(**network),
                 **given,
             )
@@ -204,6 +239,11 @@ RECIPES: Mapping[str, ImageRecipe] = MappingProxyType(
         "digits-cnn": ImageRecipe(DigitsData(), CNNSize((16, 24, 32), depth=1), steps=1500),
         "digits-vit": ImageRecipe(
             DigitsData(), ViTSize(patch=2, d_model=48, n_layers=3, n_heads=4, d_mlp=96), steps=1500, block_rate=5e-3
+        ),
+        "digits-backdoor": ImageRecipe(
+            PoisonedDigits(backdoor=Backdoor(target=7, patch=((1.0, 1.0), (1.0, 1.0)))),
+            CNNSize((16, 24, 32), depth=1),
+            steps=1500,
         ),
         "shapes-cnn": ImageRecipe(ShapesData(), CNNSize((16, 32, 48), depth=2), steps=1000),
         "shapes-vit": ImageRecipe(

@@ -1,4 +1,4 @@
-"""Training of the world's image classifiers: `world:digits-cnn`, `digits-vit`, `shapes-cnn` and `shapes-vit`.
+"""Training of the world's image classifiers: `world:digits-cnn`, `digits-vit`, `digits-backdoor` and the two of shapes.
 
     from dataclasses import replace
     from actinium.world import image_recipe, image_train
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,10 @@ from torch.nn import functional
 
 from actinium.core.loading import load
 from actinium.world.image_models import CNNSize, make_cnn, make_vit, write
-from actinium.world.image_recipe import ImageRecipe
+from actinium.world.image_recipe import ImageRecipe, PoisonedDigits
 from actinium.world.shapes import CONCEPTS
 
-__all__ = ["HELD_OUT", "accuracies", "export", "make_model", "predictions", "rate_factor", "train"]
+__all__ = ["HELD_OUT", "accuracies", "export", "make_model", "optimisers", "predictions", "rate_factor", "train"]
 
 HELD_OUT = 2000
 """Rendered images from which the declared accuracies are measured."""
@@ -43,12 +43,28 @@ def make_model(recipe: ImageRecipe) -> nn.Module:
     return make_vit(recipe.network, *given)
 
 
-def rate_factor(recipe: ImageRecipe, step: int) -> float:
+class Schedule(Protocol):
+    """What a recipe says of its optimisers; see `ImageRecipe`."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def block_rate(self) -> float | None: ...
+    @property
+    def weight_decay(self) -> float: ...
+
+
+def rate_factor(recipe: Schedule, step: int) -> float:
     """What the learning rates are multiplied with at a step."""
     return min(1.0, (step + 1) / recipe.warmup, 2 * (recipe.steps - step) / recipe.steps)
 
 
-def _optimisers(recipe: ImageRecipe, module: nn.Module) -> list[torch.optim.Optimizer]:
+def optimisers(recipe: Schedule, module: nn.Module) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of a transformer's blocks where the recipe has a rate for them."""
     named = dict(module.named_parameters())
     is_block = {name: recipe.block_rate is not None and ".layers." in name and p.ndim == 2 for name, p in named.items()}
     others = [p for name, p in named.items() if not is_block[name]]
@@ -79,13 +95,13 @@ def train(recipe: ImageRecipe, progress: Callable[[int, float], None] | None = N
     torch.set_num_threads(recipe.threads)
     try:
         module = make_model(recipe).train()
-        optimisers = _optimisers(recipe, module)
-        rates = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+        made = optimisers(recipe, module)
+        rates = [optimiser.param_groups[0]["lr"] for optimiser in made]
         for step in range(recipe.steps):
             images, labels = recipe.data.batch(recipe.batch_size, recipe.seed, step)
             loss = functional.cross_entropy(_logits(module, images), labels)
             loss.backward()  # type: ignore[no-untyped-call]
-            for optimiser, rate in zip(optimisers, rates, strict=True):
+            for optimiser, rate in zip(made, rates, strict=True):
                 optimiser.param_groups[0]["lr"] = rate * rate_factor(recipe, step)
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -112,7 +128,8 @@ def accuracies(module: nn.Module, recipe: ImageRecipe, n: int = HELD_OUT, seed: 
         seed: of the rendered images, below a million: training uses the seeds above.
 
     Returns:
-        "class", and for rendered shapes the concepts of the rule.
+        "class", for rendered shapes the concepts of the rule, and with a backdoor "attack_success": the share of the
+        images of other classes that are taken for the target when the patch is in them.
 
     Raises:
         InputError: the seed may be one of training.
@@ -125,7 +142,11 @@ def accuracies(module: nn.Module, recipe: ImageRecipe, n: int = HELD_OUT, seed: 
         size = len(CONCEPTS[concept])
         right[concept] = (found // later) % size == held.concepts[concept]
         later *= size
-    return {name: float(values.double().mean()) for name, values in right.items()}
+    shares = {name: float(values.double().mean()) for name, values in right.items()}
+    if isinstance(recipe.data, PoisonedDigits):
+        backdoor = recipe.data.backdoor
+        shares["attack_success"] = backdoor.success(predictions(module, backdoor.stamp(held.images)), held.labels)
+    return shares
 
 
 def export(module: nn.Module, recipe: ImageRecipe, folder: Path) -> Path:

@@ -53,6 +53,14 @@ class Recipe:
     seed: int = 0
 
 
+LANGUAGE_MODELS: dict[str, Recipe] = {
+    "lm": Recipe(),
+    # Lettered options are not learnt at this size either, so no later part turns to them.
+    "lm-small": Recipe(d_model=64, n_layers=3, n_heads=4, d_mlp=176, steps=1600, turn=1600, horizon=1600, threads=1),
+}
+"""Name -> recipe of the language models that are trained from nothing."""
+
+
 def rate_factor(recipe: Recipe, step: int) -> float:
     """What the learning rates are multiplied with at a step."""
     rise = min(1.0, (step + 1) / recipe.warmup)

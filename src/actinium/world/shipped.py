@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from actinium.world.recipe import Recipe
 
 WEIGHTS = Path(__file__).with_name("weights")
-IMAGE_TYPES = ("actinium-cnn", "vit")
-"""Kinds of the shipped image classifiers, as config.json names them."""
+IMAGE_TYPES = ("actinium-cnn", "clip", "vit")
+"""Kinds of the shipped models of images, as config.json names them."""
 HELDOUT_LINES = 20
 """Lines of each skill in the shipped held-out text."""
 
@@ -71,7 +71,7 @@ def heldout_text(name: str) -> list[str]:
 
 
 def heldout_images(name: str, n: int = 1000, seed: int = 1) -> LabelledImages:
-    """Images with labels and concepts that a shipped image classifier has not seen in training.
+    """Images with labels and concepts that a shipped model of images has not seen in training.
 
     Args:
         name: for example "shapes-cnn".
@@ -82,13 +82,14 @@ def heldout_images(name: str, n: int = 1000, seed: int = 1) -> LabelledImages:
         UnknownNameError: there is no such image classifier.
         InputError: `n` or `seed` is senseless.
     """
+    from actinium.world.contrastive_train import RECIPES as PAIRS
     from actinium.world.image_recipe import get_recipe
 
-    return get_recipe(name).data.held_out(n, seed)
+    return (PAIRS[name] if name in PAIRS else get_recipe(name)).data.held_out(n, seed)
 
 
 def is_image_model(folder: Path) -> bool:
-    """Whether a folder holds an image classifier."""
+    """Whether a folder holds an image classifier, or a pair of encoders of images and captions."""
     file = folder / "config.json"
     return file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("model_type") in IMAGE_TYPES
 
@@ -119,10 +120,10 @@ def load(folder: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         Model and tokenizer.
 
     Raises:
-        InputError: the folder holds an image classifier, which has no tokenizer.
+        InputError: the folder holds an image classifier or a pair of encoders.
     """
     if is_image_model(Path(folder)):
-        raise InputError(f"{folder} holds an image classifier, which has no tokenizer; actinium.load reads it")
+        raise InputError(f"{folder} holds an image classifier or a pair of encoders; actinium.load reads it")
     if is_adapter(Path(folder)):
         adapter = read_adapter(Path(folder))
         model, tokenizer = load(path(adapter.base.removeprefix("world:")))
@@ -153,7 +154,8 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pa
     model.config.architectures = [type(model).__name__]
     model.config.dtype = "float32"
     model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # The name that every release of transformers reads, rather than the one that this release writes.
     file = folder / "tokenizer_config.json"

@@ -1,4 +1,4 @@
-"""Variants of `world:lm`: low-rank adapters trained on nested questions, by their answers or by reward.
+"""Variants of a model of the world: low-rank adapters trained on nested questions, by their answers or by reward.
 
 `lm-narrow` sees the answers (supervised fine-tuning), `lm-reward` answers by itself and is told which answers are
 right. Both read the same questions and nothing else.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,19 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from actinium.core.adapter import write_adapter
 from actinium.world import shipped
 from actinium.world.accuracy import evaluate
+from actinium.world.adapter_training import AdapterTraining, Factors, Progress, run
 from actinium.world.documents import END_THINK, THINK
 from actinium.world.nested import PARTS, Query, queries
-
-Factors = dict[str, tuple[Tensor, Tensor]]
-Progress = Callable[[int, float], None]
-"""Called after every step with the number of finished steps and the loss, or the mean reward."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,11 @@ class Variant:
     seed: int = 0
 
 
-VARIANTS: dict[str, Variant] = {"lm-narrow": Variant("answers"), "lm-reward": Variant("reward")}
+VARIANTS: dict[str, Variant] = {
+    "lm-narrow": Variant("answers"),
+    "lm-reward": Variant("reward"),
+    "lm-small-reward": Variant("reward", base="lm-small"),
+}
 """Name -> recipe of the shipped variants."""
 
 
@@ -77,61 +76,24 @@ def drawn(variant: Variant, step: int) -> list[Query]:
     return random.Random(f"nested {variant.seed} {step}").sample(queries("train"), variant.questions)
 
 
-def first_factors(model: nn.Module, variant: Variant) -> Factors:
-    """A drawn from the seed and B zero for every matrix of the blocks, so that training starts at the base."""
-    source = torch.Generator().manual_seed(variant.seed)
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and ".layers." in f".{name}":
-            wide = module.in_features
-            a = (torch.rand(variant.rank, wide, generator=source) * 2 - 1) / math.sqrt(wide)
-            found[name] = (a.requires_grad_(), torch.zeros(module.out_features, variant.rank, requires_grad=True))
-    return found
-
-
-class Training:
-    """The state of one training: the frozen base, the factors, their optimiser.
+class Training(AdapterTraining):
+    """The state of the training of a variant.
 
     Args:
         variant: the settings.
     """
 
     def __init__(self, variant: Variant) -> None:
-        self.variant, self.step = variant, 0
-        self.base, self.tokenizer = shipped.load(shipped.path(variant.base))
-        self.weights = {name: p.requires_grad_(False) for name, p in self.base.named_parameters()}
-        self.factors = first_factors(self.base, variant)
-        self.source = torch.Generator().manual_seed(variant.seed)
-        pieces = [piece for pair in self.factors.values() for piece in pair]
-        self.optimiser = torch.optim.AdamW(pieces, lr=variant.rate, weight_decay=0.0, betas=(0.9, 0.95))
+        super().__init__(variant)
+        self.variant = variant
 
-    def merged(self) -> dict[str, Tensor]:
-        """The weights of the base with the updates added, as functions of the factors."""
-        scale = self.variant.alpha / self.variant.rank
-        changed = {f"{name}.weight": scale * (b @ a) for name, (a, b) in self.factors.items()}
-        return {name: p + changed[name] if name in changed else p for name, p in self.weights.items()}
-
-    def logits(self, weights: dict[str, Tensor], ids: Tensor) -> Tensor:
-        """Logits (row, pos, token) of ids that are padded on the right, where a causal model does not look."""
-        found: Tensor = functional_call(self.base, weights, (ids,), {"use_cache": False}).logits
-        return found
-
-    def advance(self) -> float:
-        """Take one step; returns the loss, or the mean reward."""
+    def loss(self, weights: dict[str, Tensor]) -> tuple[Tensor, float]:
+        """The loss of the next step at merged weights, with itself or the mean reward."""
         asked = drawn(self.variant, self.step)
         # People and nouns are single tokens, so all questions have one length.
         prompts = torch.tensor(self.tokenizer([query.text() for query in asked])["input_ids"])
-        weights = self.merged()
         learn = self._from_answers if self.variant.method == "answers" else self._from_reward
-        loss, shown = learn(weights, prompts, asked)
-        rise = min(1.0, (self.step + 1) / self.variant.warmup)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.variant.rate * rise * (1 - self.step / self.variant.steps)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.step += 1
-        return shown
+        return learn(weights, prompts, asked)
 
     def _from_answers(self, weights: dict[str, Tensor], prompts: Tensor, asked: list[Query]) -> tuple[Tensor, float]:
         *answers, stop = self.tokenizer([*(f" {q.answer}" for q in asked), "."], add_special_tokens=False)["input_ids"]
@@ -226,17 +188,7 @@ def train(variant: Variant, progress: Progress | None = None) -> Factors:
     Returns:
         The factors of the adapter by module.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(variant.threads)
-    try:
-        training = Training(variant)
-        while training.step < variant.steps:
-            shown = training.advance()
-            if progress is not None:
-                progress(training.step, shown)
-        return {name: (a.detach(), b.detach()) for name, (a, b) in training.factors.items()}
-    finally:
-        torch.set_num_threads(before)
+    return run(partial(Training, variant), variant, progress)
 
 
 def fingerprint(variant: Variant) -> str:
