@@ -25,6 +25,7 @@ ROOMS = (
     "circuits",
     "features",
     "probes",
+    "steering",
     "compare",
     "guard",
     "applications",

@@ -28,6 +28,9 @@ PAGES = (
     "guard",
     "measure",
     "scan",
+    "steering-conditions",
+    "steering-methods",
+    "steering-vectors",
     "world",
 )
 

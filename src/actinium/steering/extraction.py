@@ -14,6 +14,8 @@ from actinium.core.errors import InputError, MissingExtraError, UnknownNameError
 from actinium.core.model import Model
 from actinium.features.dictionaries.dictionary import Dictionary
 from actinium.probes.site_vectors import check_pairs, site_activations
+from actinium.steering.held_out import text_marks
+from actinium.steering.paired_reading import paired_activations
 from actinium.steering.text_places import text_places
 from actinium.steering.vector import SteeringVector
 
@@ -96,8 +98,14 @@ def extract(
             raise InputError(f"there are no {what} texts")
     places = text_places(model, positive, negative, position)
     options = {"batch_size": batch_size, "progress": progress}
-    up = site_activations(model, positive, sites, places[0], **options)
-    down = None if negative is None else site_activations(model, negative, sites, places[1], **options)
+    pairs = None
+    if model is not None and negative is not None:
+        pairs = paired_activations(model, positive, negative, sites, places, **options)
+    if pairs is None:
+        up = site_activations(model, positive, sites, places[0], **options)
+        down = None if negative is None else site_activations(model, negative, sites, places[1], **options)
+    else:
+        up, down = pairs
     if down is not None and method in PAIRED:
         check_pairs(up, down)
     found = {}
@@ -114,6 +122,7 @@ def extract(
     if not any(bool((v != 0).any()) for v in found.values()):
         raise InputError(f"positive and negative texts do not differ at {', '.join(found)}: there is no direction")
     made: dict[str, Any] = {"pairs": len(next(iter(up.values()))), "position": _named(position), "seed": seed}
+    made["texts"] = [*text_marks(positive), *text_marks(negative)]
     if model is not None:
         made |= {"model": model.fingerprint(), "name": model.name}
     return SteeringVector(found, method, made)

@@ -18,6 +18,7 @@ from actinium.core.errors import InputError
 __all__ = ["Affine", "ClampCoordinate", "Gate", "PiecewiseAdd", "PreserveNorm", "Rotate", "ScheduledAdd"]
 
 Strength = float | Tensor
+BEYOND = ("hold_last", "zero")
 Schedule = Callable[[Tensor], Tensor]
 """Called with the number of each token after the prompt's last one (batch or 1, n): 0 is that last token, 1 the first
 new one, below 0 what stands before; gives the strength at each."""
@@ -224,22 +225,27 @@ class ScheduledAdd(Edit):
     A token keeps the strength it was given, with a key-value cache or without.
 
     Args:
-        vector: (d,), or (T, d) with another vector for each step: row 0 is for the prompt's last token, row 1 for the
-            first new one; later tokens get the last row.
+        vector: of the shape of the site without batch and positions, such as (d,) or (head, d_head); or with a
+            leading dimension (T, …), another vector for each step: row 0 is for the prompt's last token, row 1 for the
+            first new one; later tokens get the last row, or nothing.
         schedule: called with the tokens' numbers (0 the prompt's last token, 1 the first new one); gives strengths of
             the same shape. Tokens before the prompt's last one are left alone.
+        beyond: what tokens after the last step get: "hold_last" or "zero".
     """
 
-    def __init__(self, vector: Any, schedule: Schedule) -> None:
+    vectors = ("vector",)
+
+    def __init__(self, vector: Any, schedule: Schedule, beyond: str = "hold_last") -> None:
         super().__init__()
         given = vector if isinstance(vector, Tensor) else torch.as_tensor(vector, dtype=torch.get_default_dtype())
-        if given.ndim not in (1, 2) or not bool(torch.isfinite(given.detach()).all()):
-            raise InputError(f"ScheduledAdd: expected a finite (d,) or (T, d), not shape {tuple(given.shape)}")
+        if not 1 <= given.ndim <= 3 or not bool(torch.isfinite(given.detach()).all()):
+            raise InputError(f"ScheduledAdd: expected a finite vector or one per step, not shape {tuple(given.shape)}")
+        if beyond not in BEYOND:
+            raise InputError(f"ScheduledAdd: beyond is one of {', '.join(BEYOND)}, not {beyond!r}")
+        self.beyond = beyond
         if not callable(schedule):
             raise InputError(f"ScheduledAdd: the schedule must be a function, not {type(schedule).__name__}")
         self.vector, self.schedule = given, schedule
-
-    vectors = ("vector",)
 
     def change(self, x: Tensor, where: Where) -> Tensor:
         """Add at each token with its own strength."""
@@ -251,14 +257,19 @@ class ScheduledAdd(Edit):
         last = where.start + n - 1 if prompt is None else prompt.to(x.device)[:, None] - 1
         steps = tokens - last
         strength = torch.as_tensor(self.schedule(steps), device=x.device).to(x.dtype)
-        strength = torch.where(steps >= 0, strength, torch.zeros_like(strength)).expand(steps.shape)
-        vector = self.vector.to(x)
-        if vector.ndim == 2:
+        vector, last = self.vector.to(x), x.ndim - 1
+        used = steps >= 0
+        if vector.ndim == last:
+            if self.beyond == "zero":
+                used = used & (steps < len(vector))
             vector = vector[steps.clamp(0, len(vector) - 1)]
-        shape = [*strength.shape, *[1] * (x.ndim - 2)]
-        if vector.ndim > 1:
-            vector = vector.view(*steps.shape, *[1] * (x.ndim - 3), -1)
-        return x + strength.view(shape) * vector
+        elif vector.ndim != last - 1:
+            raise InputError(
+                f"ScheduledAdd at {where.site.name}: a vector of shape {tuple(self.vector.shape)} does not fit"
+                f" {where.site.dims}"
+            )
+        strength = torch.where(used, strength, torch.zeros_like(strength)).expand(steps.shape)
+        return x + strength.view(*strength.shape, *[1] * (x.ndim - 2)) * vector
 
 
 class Gate(Edit):

@@ -13,6 +13,7 @@ from actinium.core.edits import Add
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.steering.vector import SteeringVector
 
 __all__ = ["optimise"]
@@ -73,11 +74,7 @@ def optimise(
     start = torch.randn(width, generator=random)
     vector = (start * (1e-3 / start.norm())).to(model.device).requires_grad_()
     optimiser = torch.optim.Adam([vector], lr=rate)
-    turns: Any = range(steps)
-    if progress:
-        from rich.progress import track
-
-        turns = track(turns, description="optimising the vector", transient=True)
+    turns = shown(range(steps), "optimising the vector", progress)
     loss = vector.new_zeros(())
     frozen = [p for p in model.module.parameters() if p.requires_grad]
     try:
