@@ -13,5 +13,5 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 @pytest.fixture
 def no_peers(monkeypatch):
     """As if no peer were installed."""
-    for name in ("transformer_lens", "nnsight", "sae_lens", "dictionary_learning"):
+    for name in ("transformer_lens", "nnsight", "sae_lens", "dictionary_learning", "sparsify"):
         monkeypatch.setitem(sys.modules, name, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -354,6 +355,20 @@ def test_tensorboard_gets_what_the_log_has(toy, tmp_path):
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(log["loss"].values[0].tolist())
+
+
+def test_weights_and_biases_gets_what_the_log_has(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    if importlib.util.find_spec("wandb") is None:
+        with pytest.raises(MissingExtraError, match="wandb"):
+            F.train([F.TopKSAE(32, 2)], toy[0], **SHORT, folder=str(tmp_path), logs=("wandb",))
+        return
+    log = F.train([F.TopKSAE(32, 2)], toy[0], **SHORT, folder=str(tmp_path), logs=("wandb",))
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    # The records hold the values as JSON.
+    written = path.read_bytes()
+    assert all(json.dumps(loss).encode() in written for loss in log["loss"].values[0].tolist())
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

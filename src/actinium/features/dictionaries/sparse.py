@@ -2,12 +2,13 @@
 
 With k of m latents active, what follows the encoder needs k / m of the dense multiplications, and so do the gradients
 of both weights. On a processor sums over active rows run through `embedding_bag`, and the products that gradients of
-activations need through `sampled_addmm`.
+activations need through `sampled_addmm`; on a GPU both through the kernels of `triton_sparse`, where triton runs.
 """
 
 from __future__ import annotations
 
 import warnings
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -108,6 +109,10 @@ def weighted_rows(weight: Tensor, rows: Tensor, offsets: Tensor, values: Tensor)
     """(n, d): for each group of entries the sum of value times a row of `weight` (m, d)."""
     if not len(rows):
         return weight.new_zeros(len(offsets) - 1, weight.shape[1])
+    kernels = _kernels(weight.device)
+    if kernels is not None:
+        summed: Tensor = kernels.weighted_rows(weight, rows, offsets, values)
+        return summed
     return functional.embedding_bag(
         rows, weight, offsets, mode="sum", per_sample_weights=values.to(weight.dtype), include_last_offset=True
     )
@@ -121,6 +126,10 @@ def transposed_rows(rows: Tensor, values: Tensor, places: Places) -> Tensor:
 
 def products(rows: Tensor, weight: Tensor, places: Places) -> Tensor:
     """(entries,): product of each entry's row of `rows` (n, d) with its latent's row of `weight` (d_sae, d)."""
+    kernels = _kernels(rows.device)
+    if kernels is not None and len(places.latents):
+        found: Tensor = kernels.products(rows, weight, places.rows, places.latents)
+        return found
     sampled = rows.device.type == "cpu" and rows.dtype == weight.dtype and rows.dtype in (torch.float32, torch.float64)
     if sampled and len(places.latents):
         # The kernel goes through the entries one by one, so their order within a row does not matter.
@@ -135,3 +144,12 @@ def products(rows: Tensor, weight: Tensor, places: Places) -> Tensor:
         piece = slice(a, a + CHUNK)
         out[piece] = (rows[places.rows[piece]] * weight[places.latents[piece]].to(rows.dtype)).sum(-1)
     return out
+
+
+def _kernels(device: torch.device) -> ModuleType | None:
+    """Triton kernels for a device, or None where there are none: on a processor, or where triton does not run."""
+    if device.type != "cuda":
+        return None
+    from actinium.features.dictionaries import triton_sparse
+
+    return triton_sparse if triton_sparse.runs_on(device) else None
