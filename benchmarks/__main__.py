@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import acdc, dictionaries, edge_attribution, edit_generate, heads, import_time, patching, record, store
+from benchmarks import acdc, dictionaries, edge_attribution, edit_generate, heads, import_time, patching, record, steering, store
 from benchmarks.page import show, write
 from benchmarks.paired import Row
 from benchmarks.settings import PAGE, parser, read
@@ -14,6 +14,7 @@ PAGES = {
     PAGE.name: {"record": record, "patching": patching, "import_time": import_time, "edit_generate": edit_generate},
     "benchmarks-store.md": {"store": store},
     "benchmarks-features.md": {"dictionaries": dictionaries},
+    "benchmarks-steering.md": {"steering": steering},
     "benchmarks-circuits.md": {"heads": heads, "edge_attribution": edge_attribution, "acdc": acdc},
 }
 

@@ -26,6 +26,7 @@ PAGES = (
     "probes-puzzles",
     "probes-signatures",
     "guard",
+    "guard-audits",
     "measure",
     "scan",
     "steering-conditions",

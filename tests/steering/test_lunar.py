@@ -51,7 +51,7 @@ def test_a_singular_system_without_a_ridge_is_refused(system):
     with pytest.raises(InputError, match="NaN"):
         redirected_weight(w, a_f * torch.nan, a_r, r)
     for c, ridge in ((float("nan"), 0.1), (1.0, float("nan"))):
-        with pytest.raises(InputError, match="finite|ridge"):
+        with pytest.raises(InputError, match=r"finite|ridge"):
             redirected_weight(w, a_f, a_r, r, c, ridge)
     with pytest.raises(InputError, match="rows are"):
         redirected_weight(w, a_f[:, :3], a_r, r)

@@ -4,6 +4,7 @@ import lazy_loader as _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
+    submodules=["audit"],
     submod_attrs={
         "attribution_maps": ["attribution_map", "integrated_gradients"],
         "attribution_robustness": [

@@ -15,36 +15,12 @@ from actinium.core.errors import InputError
 from actinium.core.inputs import Inputs
 from actinium.core.model import Model
 from actinium.core.result import Result
+from actinium.core.rounding import round_to_nearest
 from actinium.measure.streaming import as_result, ready, row_batches
 
 __all__ = ["quantisation_sensitivity", "quantised", "round_to_nearest", "sqnr"]
 
 MAPS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def round_to_nearest(values: Tensor, bits: int, dims: int | Sequence[int] = -1) -> Tensor:
-    """Symmetric uniform quantisation and back: round(x / s) * s with s = max|x| / (2^(bits-1) - 1).
-
-    Args:
-        values: a weight or an activation.
-        bits: from 2 to 16.
-        dims: the dimensions that share a scale s; the others have one each.
-
-    Returns:
-        same shape and type.
-
-    Raises:
-        InputError: bits out of range.
-
-    Source: Jacob et al., 2018, section 2 (symmetric form, without a zero point).
-    """
-    if not 2 <= bits <= 16:
-        raise InputError(f"bits must be from 2 to 16, got {bits}")
-    levels = 2 ** (bits - 1) - 1
-    x = values.float()
-    scale = x.abs().amax(dims, keepdim=True) / levels
-    scale = torch.where(scale > 0, scale, 1.0)
-    return (x / scale).round().clamp(-levels, levels).mul(scale).to(values.dtype)
 
 
 def sqnr(signal: Tensor, approximation: Tensor) -> float:

@@ -220,7 +220,7 @@ def _spans(model: Model, prompts: list[str], texts: list[str], span: str) -> Ten
     starts = model.tokenizer(prompts)["input_ids"]
     for i, start in enumerate(starts):
         if tokens.ids[i][mask[i]][: len(start)].tolist() != list(start):
-            raise InputError(f"prompt and response {i} share a token: {texts[i]!r}; let the response begin with a space")
+            raise InputError(f"prompt and response {i} share a token: {texts[i]!r}; begin the response with a space")
     lengths = torch.tensor([len(ids) for ids in starts])
     number = mask.cumsum(1)
     chosen = mask & ((number > lengths[:, None]) == (span == "response"))

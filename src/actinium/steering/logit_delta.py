@@ -47,7 +47,8 @@ class LogitDeltaTransfer:
         *,
         truncate: bool = False,
     ) -> None:
-        pairs = [experts] if isinstance(experts, tuple) and experts and isinstance(experts[0], Model) else list(experts)
+        alone = isinstance(experts, tuple) and len(experts) > 0 and isinstance(experts[0], Model)
+        pairs: list[Any] = [experts] if alone else list(experts)
         given = [strengths] * len(pairs) if isinstance(strengths, int | float) else list(strengths)
         if not pairs or any(not isinstance(p, tuple) or len(p) != 2 for p in pairs) or len(given) != len(pairs):
             raise InputError(

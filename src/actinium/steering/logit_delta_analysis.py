@@ -81,7 +81,7 @@ def delta_similarity(small: tuple[Model, Model], large: tuple[Model, Model], inp
     other = LogitDeltaTransfer(large[1], large, truncate=True).deltas(inputs)[0].to(one)
     size = min(one.shape[-1], other.shape[-1])
     parts = [d[..., :size] - d[..., :size].mean(-1, keepdim=True) for d in (one, other)]
-    cosine = torch.nn.functional.cosine_similarity(*parts, dim=-1)
+    cosine = torch.nn.functional.cosine_similarity(parts[0], parts[1], dim=-1)
     tokens = small[1].prepare(inputs).tokens
     if tokens is None:
         raise InputError("texts or tokens are needed")

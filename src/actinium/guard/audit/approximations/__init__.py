@@ -1,0 +1,1 @@
+"""What approximated activations do to a guarded behaviour."""

@@ -1,0 +1,1 @@
+"""Which neurons carry a guarded behaviour, and how few of them."""

@@ -1,0 +1,1 @@
+"""What one added vector does to a guarded behaviour, and what notices it."""
