@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import acdc, dictionaries, edge_attribution, edit_generate, heads, import_time, patching, record, steering, store
+from benchmarks import (
+    acdc,
+    dictionaries,
+    edge_attribution,
+    edit_generate,
+    heads,
+    import_time,
+    patching,
+    record,
+    steering,
+    store,
+)
 from benchmarks.page import show, write
 from benchmarks.paired import Row
 from benchmarks.settings import PAGE, parser, read

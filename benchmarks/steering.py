@@ -173,8 +173,8 @@ def _check(model: ac.Model, made: dict[str, Any], mean: str, component: str) -> 
             if i < model.n_layers - 1:
                 ours = made[component][f"blocks.{i}.resid_post"].double().numpy()
                 cosine = abs(ours @ v) / np.linalg.norm(ours) / np.linalg.norm(v)
-                # repeng's component is that of scikit-learn's randomised solver, where there are more than 500 dimensions.
-        agree(f"|cosine| of the components of block {i}", cosine, 1.0, 5e-2)
+                # repeng's component is that of scikit-learn's randomised solver above 500 dimensions.
+                agree(f"|cosine| of the components of block {i}", cosine, 1.0, 5e-2)
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

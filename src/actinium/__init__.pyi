@@ -1,4 +1,18 @@
-from . import applications, circuits, compare, core, features, guard, measure, papers, probes, report, steering, store, world
+from . import (
+    applications,
+    circuits,
+    compare,
+    core,
+    features,
+    guard,
+    measure,
+    papers,
+    probes,
+    report,
+    steering,
+    store,
+    world,
+)
 from .core import edits, errors, metrics, reducers
 from .core.loading import load
 from .core.model import Model

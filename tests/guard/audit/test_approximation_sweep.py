@@ -18,10 +18,10 @@ from actinium.guard.audit.approximations.vulnerable_layers import (
     sensitive_layers,
     vulnerable_strengths,
 )
+from actinium.guard.audit.drifted_states import last_token_states, state_drift, states_under
 from actinium.guard.audit.guard_failure import GuardFailure, fluent
 from actinium.guard.audit.neurons.neuron_fragility import text_utility
 from actinium.guard.audit.replies import refusal_judge
-from actinium.guard.audit.drifted_states import last_token_states, state_drift, states_under
 
 JUDGE = refusal_judge(starts=["Sorry"])
 NORMS = "module:blocks.*.norm"

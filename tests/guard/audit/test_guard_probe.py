@@ -11,9 +11,9 @@ import torch
 import actinium as ac
 from actinium.core.errors import InputError, LoadError, UnknownNameError
 from actinium.core.inputs import Tokens, pad
+from actinium.guard.audit.drifted_states import last_token_states
 from actinium.guard.audit.edits.guard_probe import HiddenStateGuardProbe, guard_probe_layers, reply_labels
 from actinium.guard.audit.replies import refusal_judge
-from actinium.guard.audit.drifted_states import last_token_states
 from actinium.world import lexicon, situations
 
 

@@ -17,10 +17,10 @@ from actinium.core.model import Model
 from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
+from actinium.guard.audit.drifted_states import last_token_states
 from actinium.guard.audit.neurons.logistic import area_under_roc, ridge_logistic
 from actinium.guard.audit.neurons.neuron_sites import binary_labels
 from actinium.guard.audit.replies import Judge, refused_share, replies_to
-from actinium.guard.audit.drifted_states import last_token_states
 
 __all__ = ["HiddenStateGuardProbe", "guard_probe_layers", "reply_labels"]
 
