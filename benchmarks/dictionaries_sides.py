@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -123,6 +124,9 @@ def _learning(architecture: str, mine: Any) -> tuple[Step, Step]:
 
 def _sparsify(architecture: str, mine: Any) -> tuple[Step, Step]:
     """The step as it stands in its trainer, which itself trains on a language model alone."""
+    if not torch.cuda.is_available():
+        # It decodes through Triton wherever that is installed.
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     library: Any = importlib.import_module("sparsify")
     sae = library.SparseCoder(mine.d_in, library.SparseCoderConfig(num_latents=mine.d_sae, k=L0), mine.W_enc.device)
     with torch.no_grad():

@@ -76,7 +76,7 @@ class _Nowhere:
     pos = None
 
     class now:
-        rows, row_start = 4, 0
+        rows, row_start, generation = 4, 0, None
 
 
 @pytest.mark.parametrize(

@@ -144,8 +144,8 @@ class SavedEstimator(Estimator):
 
     def _state(self) -> State:
         """What was found."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _state()")
 
     def _restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
         """Take up what `_state` gave."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _restore()")

@@ -90,10 +90,10 @@ class _Decomposition(SavedEstimator):
         return int((sizes > RANK * sizes[0]).sum()), f"the rank of the centred activations {rows.shape}"
 
     def _solve(self, rows: Floats) -> None:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _solve()")
 
     def _codes(self, rows: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _codes()")
 
 
 class PCA(_Decomposition):

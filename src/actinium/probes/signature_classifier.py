@@ -63,7 +63,7 @@ class SignatureClassifier(SavedEstimator):
         self.epochs, self.patience, self.validation_share, self.seed = epochs, patience, validation_share, seed
 
     def _network(self, ranks: int | None) -> nn.Module:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _network()")
 
     def fit(
         self,

@@ -85,7 +85,7 @@ class AdapterTraining:
 
     def loss(self, weights: dict[str, Tensor]) -> tuple[Tensor, float]:
         """The loss of the next step at merged weights, and the number to show for it."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define loss()")
 
     def advance(self) -> float:
         """Take one step; returns the loss, or the mean reward."""
