@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 import actinium as ac
@@ -173,7 +174,7 @@ def _one(model: Any, organisms: dict[str, Any], adapters: Any, seed: int, sample
     return {
         "measured": out,
         "parts": parts,
-        "result": agreement[WITHIN],
+        "result": _figure(agreement, pairs),
         "added": f"{added[WITHIN][1]} and {added[BETWEEN][1]}",
     }
 
@@ -197,6 +198,17 @@ def _direction(model: Any, organism: Any, rows: Rows, samples: int, seed: int) -
     calm = [i for i, bad in enumerate(misaligned) if not bad]
     means = _response_means(organism, [asked[i] for i in calm], [responses[i] for i in calm])
     return Direction(vector, means, asked, responses, misaligned, declined)
+
+
+def _figure(agreement: dict[str, Any], pairs: list[tuple[str, str]]) -> Any:
+    """Cosines over pair and site, of both contrasts."""
+    rows = {
+        f"{a}-{b}, {kind}": found["cosine"].sel(name=a, other=b).drop_vars(("name", "other"))
+        for kind, found in agreement.items()
+        for a, b in pairs
+    }
+    data = xr.concat(list(rows.values()), xr.DataArray(list(rows), dims="pair", name="pair"))
+    return ac.Result(xr.Dataset({"cosine": data}), "direction_convergence", PAPER.slug)
 
 
 def _response_means(model: Any, prompts: Sequence[str], responses: Sequence[str]) -> dict[str, Tensor]:
