@@ -7,6 +7,7 @@ import importlib
 import math
 
 import pytest
+from matplotlib.figure import Figure
 
 from actinium.papers import Evidence, catalogue, registry, reproduce
 
@@ -45,6 +46,10 @@ def test_quick_run_gives_complete_evidence(entry, evidence):
     assert run.holds in (True, False, None)
     assert run.claimed
     assert run.settings
+    if run.result is not None:
+        # The page of the documentation shows it.
+        ax = run.plot(Figure().add_subplot())
+        assert ax.has_data()
 
 
 def test_same_seed_gives_the_same_numbers(entry, evidence):
