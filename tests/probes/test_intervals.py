@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import binomtest
 
 from actinium.core.errors import InputError
+from actinium.core.intervals import wilson
 from actinium.probes.calibration import auroc
-from actinium.probes.intervals import _areas, area_interval, effective_number, mean_interval, wilson
+from actinium.probes.intervals import _areas, area_interval, effective_number, mean_interval
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 20), (7, 20), (20, 20), (450, 500)])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.fitted import SavedEstimator, State
+from actinium.core.intervals import area_under_roc
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.probes.rows import as_classes, as_vector, tensor_of
@@ -110,15 +111,10 @@ def auroc(scores: Any, labels: Any) -> float:
         raise InputError(f"scores: expected finite numbers (n,) or (n, k), got shape {given.shape}")
     classes, y = as_classes(labels, len(given), two=given.ndim == 1)
     if given.ndim == 1:
-        return _area(given, y == 1)
+        return area_under_roc(given, y == 1)
     if given.shape[1] != len(classes):
         raise InputError(f"{given.shape[1]} columns of scores, and labels of {len(classes)} classes")
-    return float(np.mean([_area(given[:, c], y == c) for c in range(len(classes))]))
-
-
-def _area(scores: Floats, positive: NDArray[np.bool_]) -> float:
-    n, m = int(positive.sum()), int((~positive).sum())
-    return float((rankdata(scores)[positive].sum() - n * (n + 1) / 2) / (n * m))
+    return float(np.mean([area_under_roc(given[:, c], y == c) for c in range(len(classes))]))
 
 
 def _bins(confidence: Floats, bins: int, by: str) -> NDArray[np.int64]:

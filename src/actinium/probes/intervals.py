@@ -4,35 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
-from actinium.core.errors import InputError
-
-__all__ = ["area_interval", "mean_interval", "wilson"]
+__all__ = ["area_interval", "mean_interval"]
 
 Floats = NDArray[np.float64]
-
-
-def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share.
-
-    Args:
-        share: from 0 to 1.
-        n: trials, above 0; may be an effective number.
-        level: coverage, above 0 and below 1.
-
-    Raises:
-        InputError: a value is out of range.
-
-    Source: Wilson, 1927.
-    """
-    if not (0 <= share <= 1 and n > 0 and 0 < level < 1):
-        raise InputError(f"expected a share from 0 to 1, n above 0 and a level in (0, 1), got {share}, {n}, {level}")
-    z = float(norm.ppf((1 + level) / 2))
-    centre = share + z * z / (2 * n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low, high = (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
-    return float(max(low, 0.0)), float(min(high, 1.0))
 
 
 def effective_number(right: Floats, groups: NDArray[np.int64]) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
+from actinium.core.progress import shown
 
 __all__ = ["activations_at", "as_places", "pick"]
 
@@ -133,13 +134,8 @@ def activations_at(
     step = batch_size or 64
     # Texts of like length stand together, so that little of a pass is padding.
     order = tokens.mask.sum(1).argsort(stable=True)
-    starts: Any = range(0, len(tokens), step)
-    if progress:
-        from rich.progress import track
-
-        starts = track(starts, description="recording", transient=True)
     found: dict[tuple[str, str], Tensor] = {}
-    for start in starts:
+    for start in shown(range(0, len(tokens), step), "recording", progress):
         rows = order[start : start + step]
         columns = tokens.mask[rows].any(0).nonzero()[:, 0]
         columns = slice(int(columns[0]), int(columns[-1]) + 1)

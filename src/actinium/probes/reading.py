@@ -10,10 +10,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.intervals import wilson
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
-from actinium.probes.intervals import wilson
 from actinium.probes.rows import tensor_of
 from actinium.probes.site_vectors import SiteVectors, check_pairs, site_activations
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actinium.core.errors import InputError
 from actinium.core.estimator import Estimator
+from actinium.core.intervals import wilson
 from actinium.core.model import Model
 from actinium.core.progress import shown
 from actinium.core.provenance import provenance
@@ -20,7 +21,7 @@ from actinium.core.recording import Recording
 from actinium.core.result import Result
 from actinium.core.sites import select
 from actinium.probes.calibration import auroc
-from actinium.probes.intervals import area_interval, effective_number, mean_interval, wilson
+from actinium.probes.intervals import area_interval, effective_number, mean_interval
 from actinium.probes.linear import LinearProbe
 from actinium.probes.positions import activations_at, as_places, pick
 from actinium.probes.rows import as_classes, as_rows, one_value_each

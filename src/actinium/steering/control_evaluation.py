@@ -11,11 +11,11 @@ import xarray as xr
 from torch import Tensor
 
 from actinium.core.errors import InputError
+from actinium.core.intervals import wilson
 from actinium.core.metrics import kl
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
-from actinium.probes.intervals import wilson
 from actinium.steering.application import steering_edits
 from actinium.steering.side_effects import entropy_bits
 from actinium.steering.vector import SteeringVector

@@ -9,6 +9,7 @@ from torch import nn
 
 import actinium as ac
 from actinium.core.errors import InputError
+from actinium.core.intervals import wilson
 from actinium.core.model import Model
 from actinium.guard.audit.neurons.neuron_ablation import ablate_neurons
 from actinium.guard.audit.neurons.neuron_fragility import fragility_number, safety_fragility_curve, text_utility
@@ -21,7 +22,6 @@ from actinium.guard.audit.replies import (
     refused_share,
     replies_to,
     reply_quality,
-    wilson_interval,
 )
 from actinium.world import lexicon, situations
 
@@ -127,7 +127,7 @@ def test_another_architecture_without_gates_can_be_audited():
 
 
 def test_intervals_are_wilsons():
-    low, high = wilson_interval(0.25, 20)
+    low, high = wilson(0.25, 20)
     z = 1.959963984540054
     centre, half = 0.25 + z * z / 40, z * np.sqrt(0.25 * 0.75 / 20 + z * z / 1600)
     assert (low, high) == pytest.approx(((centre - half) / (1 + z * z / 20), (centre + half) / (1 + z * z / 20)))

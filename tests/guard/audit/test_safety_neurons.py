@@ -12,8 +12,9 @@ from torch import nn
 import actinium as ac
 from actinium.core.errors import InputError, LoadError, SiteError, UnknownNameError
 from actinium.core.inputs import Tokens, pad
+from actinium.core.intervals import area_under_roc
 from actinium.core.model import Model
-from actinium.guard.audit.neurons.logistic import adam_logistic, area_under_roc, cross_validated_area, ridge_logistic
+from actinium.guard.audit.neurons.logistic import adam_logistic, cross_validated_area, ridge_logistic
 from actinium.guard.audit.neurons.neuron_ablation import ablate_neurons, neuron_overlap, strongest_neurons
 from actinium.guard.audit.neurons.neuron_sites import neuron_layers, neuron_sites, pooled_neurons
 from actinium.guard.audit.neurons.safety_neuron_audit import SafetyNeuronAudit

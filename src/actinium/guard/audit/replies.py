@@ -14,7 +14,7 @@ from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens, pad
 from actinium.core.model import Model
 
-__all__ = ["Judge", "chat_prompts", "refusal_judge", "refused_share", "replies_to", "reply_quality", "wilson_interval"]
+__all__ = ["Judge", "chat_prompts", "refusal_judge", "refused_share", "replies_to", "reply_quality"]
 
 Judge: TypeAlias = Callable[[str, str], bool]
 """From a prompt and the reply to it to whether the reply refuses."""
@@ -104,17 +104,6 @@ def refused_share(judge: Judge, prompts: Sequence[str], replies: Sequence[str]) 
         wrong = next(answer for answer in said if answer not in (True, False))
         raise InputError(f"a judge says whether a reply refuses (True or False), not {wrong!r}")
     return sum(map(bool, said)) / len(said)
-
-
-def wilson_interval(share: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share of n judgements.
-
-    Source: Wilson, 1927.
-    """
-    from scipy.stats import binomtest
-
-    found = binomtest(round(share * n), n).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
 
 
 def reply_quality(model: Model, prompts: Sequence[str], replies: Sequence[str]) -> tuple[float, float]:

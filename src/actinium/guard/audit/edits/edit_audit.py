@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.estimator import Estimator
+from actinium.core.intervals import wilson
 from actinium.core.model import Model
 from actinium.core.progress import shown
 from actinium.core.provenance import provenance
@@ -19,7 +20,7 @@ from actinium.guard.audit.edits.edit_candidates import Propose, Similarity, Tfid
 from actinium.guard.audit.edits.edit_search import ARMS, EditSearch, Trace, text_hash
 from actinium.guard.audit.edits.editable_text import FUNCTION_WORDS, Frame, chat_frame, word_spans
 from actinium.guard.audit.edits.guard_probe import HiddenStateGuardProbe
-from actinium.guard.audit.replies import Judge, refused_share, replies_to, wilson_interval
+from actinium.guard.audit.replies import Judge, refused_share, replies_to
 
 __all__ = ["ActivationGuidedEditAudit", "edit_robustness"]
 
@@ -261,7 +262,7 @@ def _curves(arms: list[str], traces: dict[str, list[Trace]], known: dict[str, Fl
     values: dict[str, Any] = {}
     for name, flags in flips.items():
         share = flags.mean(1)
-        bounds = np.array([[wilson_interval(s, n) for s in row] for row in share])
+        bounds = np.array([[wilson(s, n) for s in row] for row in share])
         if name == "behaviour_flips" and not judged:
             share, bounds = np.full_like(share, np.nan), np.full_like(bounds, np.nan)
         values |= {name: (over, share), f"{name}_low": (over, bounds[..., 0]), f"{name}_high": (over, bounds[..., 1])}

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.fitted import SavedEstimator
+from actinium.core.intervals import area_under_roc
 from actinium.core.model import Model
 from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.guard.audit.drifted_states import last_token_states
-from actinium.guard.audit.neurons.logistic import area_under_roc, ridge_logistic
+from actinium.guard.audit.neurons.logistic import ridge_logistic
 from actinium.guard.audit.neurons.neuron_sites import binary_labels
 from actinium.guard.audit.replies import Judge, refused_share, replies_to
 

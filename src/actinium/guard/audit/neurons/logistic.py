@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.stats import rankdata
 from torch import Tensor
 
 from actinium.core.errors import InputError
+from actinium.core.intervals import area_under_roc
+from actinium.core.progress import shown
 
-__all__ = ["adam_logistic", "area_under_roc", "cross_validated_area", "ridge_logistic"]
+__all__ = ["adam_logistic", "cross_validated_area", "ridge_logistic"]
 
 Floats = NDArray[np.float64]
 
@@ -54,11 +55,7 @@ def adam_logistic(
     rows, wanted = rows[:, order.to(x.device)].float(), y.to(x.device)[order.to(x.device)].float()
     theta = start.to(rows).expand(sites, -1).clone().requires_grad_()
     optimiser = torch.optim.Adam([theta], lr=lr, weight_decay=weight_decay)
-    steps = range(epochs)
-    if progress:
-        from rich.progress import track
-
-        steps = track(steps, description="probe", transient=True)  # type: ignore[assignment]
+    steps = shown(range(epochs), "probe", progress)
     columns = rows.transpose(1, 2).contiguous()
     for _ in steps:
         with torch.no_grad():
@@ -108,19 +105,6 @@ def standardised(x: Floats, reference: Floats | None = None) -> Floats:
     known = x if reference is None else reference
     spread = known.std(0)
     return (x - known.mean(0)) / np.where(spread > 1e-12 * (1 + np.abs(known).max(0)), spread, np.inf)
-
-
-def area_under_roc(scores: Tensor | Floats, y: Tensor | Floats) -> float:
-    """Share of pairs of a one and a zero in which the one scores higher, ties one half.
-
-    Raises:
-        InputError: a class is missing.
-    """
-    values, up = np.asarray(scores, np.float64), np.asarray(y) == 1
-    n, m = int(up.sum()), int((~up).sum())
-    if not n or not m:
-        raise InputError("the area under the ROC curve needs both classes")
-    return float((rankdata(values)[up].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def cross_validated_area(x: Floats, y: Floats, groups: Floats, folds: int = 5, ridge: float = 1e-2) -> float:

@@ -11,13 +11,15 @@ import xarray as xr
 from torch import Tensor
 
 from actinium.core.errors import InputError
+from actinium.core.intervals import wilson
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.guard.audit.neurons.neuron_ablation import ablate_neurons, strongest_neurons
 from actinium.guard.audit.neurons.neuron_sites import neuron_sites
 from actinium.guard.audit.neurons.safety_neurons import SafetyNeurons
-from actinium.guard.audit.replies import Judge, refused_share, replies_to, wilson_interval
+from actinium.guard.audit.replies import Judge, refused_share, replies_to
 
 __all__ = ["fragility_number", "safety_fragility_curve", "text_utility"]
 
@@ -105,14 +107,9 @@ def safety_fragility_curve(
     options |= {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     measure = _Measure(model, list(guarded), list(benign), judge, utility, options)
     random = torch.Generator().manual_seed(seed)
-    work: Any = steps
-    if progress:
-        from rich.progress import track
-
-        work = track(steps, description="ablations", transient=True)
     table = np.full((3, len(steps), len(names)), np.nan)
     drawn = np.full((3, len(steps), randoms), np.nan)
-    for i, (_, picked) in enumerate(work):
+    for i, (_, picked) in enumerate(shown(steps, "ablations", progress)):
         counts = {site: len(units) for site, units in picked.items()}
         table[:, i, 0] = measure(picked)
         table[:, i, 1] = measure(strongest_neurons(neurons.activity, counts))
@@ -214,7 +211,7 @@ def _dataset(
         bounds = np.full((2, *table[k].shape), np.nan)
         for i, j in np.ndindex(table[k].shape):
             if names[j] != "random":
-                bounds[:, i, j] = wilson_interval(table[k, i, j], n)
+                bounds[:, i, j] = wilson(table[k, i, j], n)
         found |= {name: (over, table[k]), f"{name}_low": (over, bounds[0]), f"{name}_high": (over, bounds[1])}
     found["utility_ratio"] = (over, table[2])
     found |= {"removed": ("step", removed), "p": ("step", removed / neurons.total)}

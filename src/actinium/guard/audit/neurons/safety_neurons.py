@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.intervals import area_under_roc
 from actinium.core.model import Model
-from actinium.guard.audit.neurons.logistic import adam_logistic, area_under_roc, ridge_logistic, standardised
+from actinium.guard.audit.neurons.logistic import adam_logistic, ridge_logistic, standardised
 from actinium.guard.audit.neurons.neuron_sites import (
     SiteNames,
     binary_labels,

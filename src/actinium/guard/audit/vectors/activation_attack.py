@@ -16,6 +16,7 @@ from actinium.core.edits import Add, Edit
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.estimator import Estimator
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import plain, provenance
 from actinium.core.result import Result
 from actinium.guard.audit.replies import replies_to, reply_quality
@@ -236,11 +237,7 @@ class ActivationAttackAudit(Estimator):
         for _ in range(self.randoms):
             drawn = torch.randn(v.shape, generator=random)
             work.append((self.layer_, drawn / drawn.norm() * v.norm()))
-        steps: Iterable[tuple[int, Any]] = work
-        if progress:
-            from rich.progress import track
-
-            steps = track(work, description="attacks", transient=True)
+        steps = shown(work, "attacks", progress)
         found = np.stack([self.scores(model, target, prompts, b, u, batch_size=batch_size) for b, u in steps])
         score, control = found[: len(blocks)], found[len(blocks) :]
         margin = np.array([_margin(row, grid, self.move) for row in score])
@@ -347,13 +344,8 @@ def _answer_activations(
     """(site, n, d) in float64, at one token or the mean over the tokens of the answer."""
     if position not in ("answer_mean", "last") and (isinstance(position, bool) or not isinstance(position, int)):
         raise InputError(f"position is 'answer_mean', 'last' or a number, not {position!r}")
-    starts: Iterable[int] = range(0, len(questions), batch_size)
-    if progress:
-        from rich.progress import track
-
-        starts = track(list(starts), description="activations", transient=True)
     found = []
-    for start in starts:
+    for start in shown(range(0, len(questions), batch_size), "activations", progress):
         heads = questions[start : start + batch_size]
         texts = [q + a for q, a in zip(heads, answers[start : start + batch_size], strict=True)]
         tokens = model.to_tokens(texts)

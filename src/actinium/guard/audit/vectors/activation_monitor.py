@@ -16,9 +16,9 @@ from torch import Tensor
 from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
 from actinium.core.estimator import Estimator
 from actinium.core.fitted import read_fitted, write_fitted
+from actinium.core.intervals import area_under_roc
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
-from actinium.guard.audit.neurons.logistic import area_under_roc
 
 __all__ = ["ActivationMonitor", "detection_curve"]
 
