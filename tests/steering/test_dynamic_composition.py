@@ -117,6 +117,16 @@ def test_replaying_the_strengths_gives_the_same_text(lm, deltas):
             assert lm.generate(ASKED, max_new_tokens=5, do_sample=False, use_cache=use_cache) == found.texts
 
 
+def test_a_stop_word_ends_the_answer(lm, deltas):
+    one = DynamicActivationComposition({"a": small(deltas, 0.0)})
+    whole = one.generate(lm, ASKED[0], 6)
+    word = lm.tokenizer.decode(whole.ids[0, 1])
+    cut = one.generate(lm, ASKED[0], 6, stop=[f" {word.strip()}"])
+    assert cut.ids.shape[1] == 2 and torch.equal(cut.ids[0], whole.ids[0, :2])
+    with pytest.raises(InputError, match="one token"):
+        one.generate(lm, ASKED[0], 6, stop=["the film was"])
+
+
 def test_rows_of_a_batch_are_those_of_single_prompts(lm, deltas):
     one = DynamicActivationComposition({"a": small(deltas, 2.0)})
     together = one.generate(lm, ASKED, 5)

@@ -179,6 +179,7 @@ def test_an_optimised_vector_makes_the_continuation_likely():
         (["a"], ["b"], {"method": "pca_pairwise"}, "two pairs"),
         (["a"], ["b"], {"position": 7}, "no position 7"),
         (["the film"], ["the film"], {"position": "suffix"}, "no tokens"),
+        (["the film " * 100], ["the play " * 100], {}, "longer than the model's context"),
         (["a"], ["b"], {"position": "end"}, "position 'end'"),
     ],
 )

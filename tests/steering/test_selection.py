@@ -280,3 +280,27 @@ def test_senseless_strengths_are_refused(lm, vector):
             ac.steering.sweep(lm, vector, strengths, choices=task)
     with pytest.raises(InputError, match="lower the strength"):
         ac.steering.sweep(lm, vector, [1e38], choices=task)
+
+
+def test_the_affine_operator_is_swept_beside_the_unsteered_model(lm, vector, arguments):
+    site = vector.sites[0]
+    one = vector.only(site)
+    reference = {site: torch.zeros(128)}
+    found = ac.steering.sweep(lm, one, [1.0], **{**arguments, "operator": "affine", "reference": reference})
+    plain = ac.steering.sweep(lm, one, [1.0], **arguments)
+    assert float(found["kl"].sel(strength=0.0).squeeze()) == pytest.approx(0, abs=1e-6)
+    assert float(found["kl"].sel(strength=1.0).squeeze()) != pytest.approx(
+        float(plain["kl"].sel(strength=1.0).squeeze())
+    )
+
+
+def test_a_file_of_cells_knows_one_expression_from_another(lm, vector, arguments, tmp_path):
+    one, path = vector.only(vector.sites[0]), tmp_path / "cells"
+    found = ac.steering.sweep(lm, one, [1.0], path=path, **{**arguments, "judge": ac.steering.Matches(".")})
+    assert found["success"].values.min() == 1
+    with pytest.raises(InputError, match="another sweep"):
+        ac.steering.sweep(lm, one, [1.0], path=path, **{**arguments, "judge": ac.steering.Matches("never written")})
+    with pytest.raises(InputError, match="named function"):
+        ac.steering.sweep(lm, one, [1.0], path=tmp_path / "x", **{**arguments, "judge": lambda text: True})
+    with pytest.raises(InputError, match="no regular expression"):
+        ac.steering.Matches("(")

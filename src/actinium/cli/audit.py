@@ -81,7 +81,7 @@ def audit(
         audits.refusal_judge(starts=refusal or ["Sorry"]),
         other,
         base=None if base is None else load(base, device=device),
-        parts=[p.value for p in part] if part else [p.value for p in Part],
+        parts=[p.value for p in part] if part else None,
         max_new_tokens=max_new_tokens,
         min_words=min_words,
         randoms=randoms,

@@ -159,9 +159,10 @@ def sweep(
     from actinium.core.loading import load
 
     try:
-        wanted, numbers = re.compile(match), [float(s) for s in strengths.split(",")]
-    except (re.error, ValueError) as error:
-        raise InputError(f"--match takes a regular expression and --strengths numbers with commas: {error}") from None
+        numbers = [float(s) for s in strengths.split(",")]
+    except ValueError as error:
+        raise InputError(f"--strengths takes numbers with commas between them: {error}") from None
+    judge = steering.Matches(match)
     asked = read_lines(prompts)
     others = None if texts is None else read_lines(texts)
     if max_perplexity is not None and others is None:
@@ -176,7 +177,7 @@ def sweep(
         numbers,
         sites=at,
         prompts=asked,
-        judge=lambda text: wanted.search(text) is not None,
+        judge=judge,
         texts=others,
         operator=operator.value,
         positions=positions.value,

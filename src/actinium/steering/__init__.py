@@ -37,7 +37,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "property_deltas": ["PropertyDeltas", "fit_property"],
         "rank_one_adapters": ["RankOneAdapters"],
         "rules": ["Rule"],
-        "selection": ["SweepStopped", "sweep"],
+        "selection": ["Matches", "SweepStopped", "sweep"],
         "side_effects": ["entropy_bits", "next_token_effects", "perplexity_ratio", "task_effects"],
         "sweep_result": ["Choice", "Sweep"],
         "vector": ["SteeringVector", "compose"],

@@ -15,7 +15,7 @@ from actinium.core.inputs import tokenize
 from actinium.core.model import Model
 from actinium.steering.cached_logits import CachedLogits
 from actinium.steering.operators import BEYOND, ScheduledAdd
-from actinium.steering.property_deltas import PropertyDeltas
+from actinium.steering.property_deltas import PropertyDeltas, end_tokens
 
 __all__ = [
     "ComposedText",
@@ -179,7 +179,7 @@ class DynamicActivationComposition:
         prompts: str | Sequence[str],
         max_new_tokens: int = 30,
         *,
-        stop: Sequence[int] = (),
+        stop: Sequence[str] = (),
         temperature: float = 0.0,
         seed: int = 0,
         transfer: bool = False,
@@ -192,7 +192,7 @@ class DynamicActivationComposition:
             model: the model.
             prompts: one text or several.
             max_new_tokens: most new tokens.
-            stop: token ids that end an answer beside the end of text.
+            stop: words of one token that end an answer beside the end of text, as in `fit_property`.
             temperature: 0 takes the likeliest token.
             seed: of sampling.
             transfer: allow deltas that were made on another model.
@@ -210,7 +210,9 @@ class DynamicActivationComposition:
                 f"a prompt has {tokens.ids.shape[1]} tokens; with {max_new_tokens} more it exceeds the context of"
                 f" {model.context}"
             )
-        return _Decoding(self, model, tokens.ids, tokens.mask, stop, temperature, seed).run(max_new_tokens)
+        return _Decoding(self, model, tokens.ids, tokens.mask, end_tokens(model, stop), temperature, seed).run(
+            max_new_tokens
+        )
 
     @torch.no_grad()
     def surprisal(
@@ -282,7 +284,7 @@ class _Decoding:
         model: Model,
         ids: Tensor,
         mask: Tensor,
-        stop: Sequence[int],
+        ends: set[int],
         temperature: float,
         seed: int,
         forced: Tensor | None = None,
@@ -294,7 +296,7 @@ class _Decoding:
         self.temperature, self.random = temperature, torch.Generator().manual_seed(seed)
         tokenizer: Any = model.tokenizer
         self.fill = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
-        self.ends = {*stop} | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set())
+        self.ends = ends
         self.adds = {
             site: _LastColumn([composition.properties[n].deltas[site] for n in self.names], composition.beyond)
             for site in composition.sites

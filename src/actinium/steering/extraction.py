@@ -96,6 +96,10 @@ def extract(
             raise InputError(f"{what} texts: give a list, not one text")
         if isinstance(texts, Sequence) and not len(texts):
             raise InputError(f"there are no {what} texts")
+    marks = [*text_marks(positive), *text_marks(negative)]
+    if model is not None:
+        # Both ways of reading them, and the choice of places, begin with tokens.
+        positive, negative = _tokens(model, positive), _tokens(model, negative)
     places = text_places(model, positive, negative, position)
     options = {"batch_size": batch_size, "progress": progress}
     pairs = None
@@ -122,7 +126,7 @@ def extract(
     if not any(bool((v != 0).any()) for v in found.values()):
         raise InputError(f"positive and negative texts do not differ at {', '.join(found)}: there is no direction")
     made: dict[str, Any] = {"pairs": len(next(iter(up.values()))), "position": _named(position), "seed": seed}
-    made["texts"] = [*text_marks(positive), *text_marks(negative)]
+    made["texts"] = marks
     if model is not None:
         made |= {"model": model.fingerprint(), "name": model.name}
     return SteeringVector(found, method, made)
@@ -244,6 +248,14 @@ def _logistic(up: Floats, down: Floats) -> Floats:
     weights = LogisticRegression(fit_intercept=False, C=1.0, max_iter=1000).fit(rows, labels).coef_[0]
     size = np.linalg.norm(weights)
     return np.asarray(weights / size if size > 0 else weights)
+
+
+def _tokens(model: Model, given: Any) -> Any:
+    """Tokens of texts; what holds none is left as it is."""
+    if given is None:
+        return None
+    found = model.prepare(given).tokens
+    return given if found is None else found
 
 
 def _named(position: Any) -> Any:

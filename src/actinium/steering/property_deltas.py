@@ -123,7 +123,7 @@ def fit_property(
     for site in model.sites(sites):
         if site.dims[:2] != ("batch", "pos"):
             raise InputError(f"{site.name} has dimensions {site.dims}; activations at tokens are needed")
-    ends = _ends(model, stop)
+    ends = end_tokens(model, stop)
     sides = [_means(model, list(p), steps, names, ends, batch_size, progress) for p in (plus_prompts, minus_prompts)]
     counts = torch.stack([count for _, count in sides])
     if bool((counts == 0).any()):
@@ -133,7 +133,12 @@ def fit_property(
     return PropertyDeltas(deltas, counts, model.fingerprint())
 
 
-def _ends(model: Model, stop: Sequence[str]) -> set[int]:
+def end_tokens(model: Model, stop: Sequence[str]) -> set[int]:
+    """Ids of the tokens that end an answer: the end of text, and words of one token.
+
+    Raises:
+        InputError: the model has no tokenizer, or a word is not one token.
+    """
     tokenizer: Any = model.tokenizer
     if tokenizer is None:
         raise InputError("this model has no tokenizer, and prompts are texts")

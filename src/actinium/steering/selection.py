@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,7 @@ from actinium.steering.sweep_file import SweepFile
 from actinium.steering.sweep_result import Sweep
 from actinium.steering.vector import SteeringVector
 
-__all__ = ["SweepStopped", "sweep"]
+__all__ = ["Matches", "SweepStopped", "sweep"]
 
 Judge = Callable[[str], float]
 TEXT_POSITIONS: dict[str, Positions | None] = {
@@ -49,6 +50,30 @@ TEXT_POSITIONS: dict[str, Positions | None] = {
     "prompt": slice(0, 1),
 }
 """Positions of steering -> those in a text that is read as if the model had written it behind its first token."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """A judge: whether a regular expression is found in what was written.
+
+    Args:
+        pattern: the expression.
+
+    Raises:
+        InputError: it is no regular expression.
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except re.error as error:
+            raise InputError(f"{self.pattern!r} is no regular expression: {error}") from None
+
+    def __call__(self, text: str) -> bool:
+        """Look for the expression."""
+        return re.search(self.pattern, text) is not None
 
 
 class SweepStopped(KeyboardInterrupt):
@@ -176,6 +201,7 @@ def sweep(
     made_from: Sequence[str] | None = None,
     operator: str = "add",
     positions: Positions | str | None = "all",
+    reference: Mapping[str, Any] | None = None,
     max_new_tokens: int = 20,
     batch_size: int = 64,
     transfer: bool = False,
@@ -198,11 +224,12 @@ def sweep(
         texts: texts or tokens of other kinds, whose perplexity should stay; read as if the model had written them.
         tasks: other skills.
         made_from: the texts that made the vector, where the vector itself does not say (`made["texts"]`).
-        operator, positions: as in `steer`.
+        operator, positions, reference: as in `steer`; strength 0 stands for the unsteered model with "affine", too.
         max_new_tokens: length of generated texts.
         batch_size: rows in a pass that generates or reads texts.
         transfer: allow a vector that was made on another model.
-        path: a file that keeps finished cells; the same call goes on from it, and may add strengths and sites.
+        path: a file that keeps finished cells; the same call goes on from it, and may add strengths and sites. What
+            was judged is known by the judge's name (or settings, of a dataclass), which a lambda has not.
         progress: show a progress bar.
 
     Returns:
@@ -213,8 +240,8 @@ def sweep(
         of the activations.
 
     Raises:
-        InputError: nothing to measure on, no strengths, a prompt that also made the vector, or a strength that makes
-            NaN; and as `steer`.
+        InputError: nothing to measure on, no strengths, a prompt that also made the vector, a strength that makes
+            NaN, or a lambda as judge together with `path`; and as `steer`.
         SweepStopped: stopped by Ctrl-C; `partial` holds what was found, and `path` lets the same call go on.
 
     Source: Rimsky et al., 2024, sections 4 to 6 (sweep over layers and multipliers).
@@ -225,7 +252,9 @@ def sweep(
     # At a site where the texts did not differ there is nothing to add.
     sites = [site for site in chosen.sites if bool((chosen[site] != 0).any())]
     held = _check(chosen, choices, prompts, judge, made_from)
-    options: dict[str, Any] = {"operator": operator, "positions": positions}
+    if path is not None and "<lambda>" in getattr(judge, "__qualname__", ""):
+        raise InputError("a file of cells is kept under the judge's name: give a named function, or steering.Matches")
+    options: dict[str, Any] = {"operator": operator, "positions": positions, "reference": reference}
     # Arguments that do not go together are refused before anything runs.
     steering_edits(chosen, next((s for s in given if s), 1.0), **options)
     others = as_tasks(tasks) if isinstance(tasks, Task) or len(tasks) else []
@@ -239,6 +268,7 @@ def sweep(
         inputs,
         operator=operator,
         positions=str(positions),
+        reference=reference,
         judge=judge,
         max_new_tokens=max_new_tokens,
         held_out="checked" if held else "not checked: the texts that made the vector are not known",

@@ -85,7 +85,7 @@ def run_audit(
     texts: Any,
     *,
     base: Model | None = None,
-    parts: Sequence[str] = PARTS,
+    parts: Sequence[str] | None = None,
     max_new_tokens: int = 16,
     min_words: int = 10,
     randoms: int = 5,
@@ -104,8 +104,8 @@ def run_audit(
         judge: from prompt and reply to whether the reply refuses; see `refusal_judge`.
         texts: other texts, whose perplexity says whether the model is still useful.
         base: a model with the same tokens that was not tampered with, to which triggers are compared; without it the
-            search for triggers says little, and is left out unless `parts` asks for it.
-        parts: of "neurons", "vectors", "approximations", "triggers".
+            search for triggers says little.
+        parts: of "neurons", "vectors", "approximations", "triggers"; all by default, but triggers only beside a base.
         max_new_tokens: longest reply that is judged.
         min_words: under approximation, shorter replies do not count as failures.
         randoms: random controls of each kind.
@@ -120,7 +120,8 @@ def run_audit(
     Source: Wu et al., 2026 (neurons); Wang and Shu, 2023 (vectors); Zhang et al., 2025 (approximations); Zou et al.,
     2023 (search for triggers).
     """
-    for part in parts:
+    wanted = [p for p in PARTS if p != "triggers" or base is not None] if parts is None else list(parts)
+    for part in wanted:
         if part not in PARTS:
             raise UnknownNameError(unknown("part of the audit", str(part), PARTS))
     if min(len(guarded), len(benign)) < LEAST:
@@ -132,7 +133,6 @@ def run_audit(
     run = _Run(model, halves[0], halves[1], judge, texts, base, max_new_tokens, min_words, randoms, seed, progress)
     findings: dict[str, dict[str, Any]] = {"behaviour": run.behaviour()}
     results: dict[str, Result] = {}
-    wanted = [p for p in parts if p != "triggers" or base is not None or tuple(parts) != PARTS]
     for part in wanted:
         if say is not None:
             say(part)
