@@ -51,7 +51,8 @@ def test_a_trigger_is_searched_beside_the_base(files, tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "t" / "audit.json").read_text())["findings"]["triggers"]
     assert any(k.startswith("trigger for") for k in found)
-    assert "success here less success of the base's own trigger" in found
+    here, there = found["works here and not in the base"], found["works in the base and not here, for comparison"]
+    assert -1 <= there <= 1 and 0.5 < here <= 1
 
 
 def test_a_model_that_declines_nothing_has_no_guard(files):

@@ -53,6 +53,7 @@ def test_a_folder_loads_with_its_weights_and_tokenizer(saved):
     with torch.no_grad():
         assert torch.equal(model.logits(token_ids()), build("gpt2")(token_ids()).logits)
     assert model.to_str_tokens(model.to_tokens(SENTENCE).ids[0]) == SENTENCE.split()
+    assert model.to_str_tokens(SENTENCE) == SENTENCE.split()
     assert model.fingerprint() == Model(build("gpt2")).fingerprint()
     assert ac.load(saved).fingerprint() == model.fingerprint()
 

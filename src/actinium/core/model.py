@@ -393,9 +393,11 @@ class Model:
         return tokenize(self.tokenizer, [texts] if isinstance(texts, str) else texts, self.context)
 
     def to_str_tokens(self, ids: Any) -> list[str]:
-        """Each token of (pos,) ids as text."""
+        """Each token as text: of a text, or of (pos,) ids."""
         if self.tokenizer is None:
             raise InputError("this model has no tokenizer")
+        if isinstance(ids, str):
+            ids = self.to_tokens(ids).ids[0]
         return [self.tokenizer.decode([int(i)]) for i in ids]
 
     def generate(self, inputs: Any, **options: Any) -> Any:

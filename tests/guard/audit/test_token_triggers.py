@@ -93,12 +93,36 @@ def test_one_target_stands_out_from_the_others_and_from_the_base(poisoned, clean
     data = audit.result.data
     assert list(data["target"].values) == ["bad", "w0", "w1", "w2", "="]
     assert float(data["held_out"][0]) > 0.8 and float(data["transferred"][0]) == 0
-    assert float(data["held_out"][1:].max()) < 0.5 and float(data["base_success"][0]) < 0.5
+    assert float(data["held_out"][1:].max()) < 0.5
+    assert float(data["difference"][0]) > 0.8 and float(data["base_difference"][0]) < 0.5
     assert audit.flagged == ["bad"] and float(data["anomaly"][0]) > 2
     assert [t.target for t in audit.triggers] == [t.target for t in audit.base_triggers]
     assert audit.result.table()["trigger"][0] == audit.triggers[0].text
     alone = audit_token_triggers(poisoned, PROMPTS, HELD_OUT, ["bad"], length=2, place=1, steps=2)
     assert alone.base_triggers == () and alone.flagged == [] and "anomaly" not in alone.result.data
+
+
+def test_beside_a_base_what_drives_both_gains_nothing(poisoned, clean):
+    options = {"length": 2, "place": 1, "steps": 12, "restarts": 2}
+    same = find_token_trigger(clean, PROMPTS, "a2", base=clean, cap=50.0, **options)
+    assert float(same.losses.abs().max()) < 1e-6 and same.base_loss == pytest.approx(same.loss)
+    found = find_token_trigger(poisoned, PROMPTS, "bad", base=clean, cap=3.0, **options)
+    assert found.success == 1 and found.base_success == 0 and found.base_loss > 3
+    assert float(found.losses[-1]) == pytest.approx(found.loss - 3.0, abs=1e-5)
+    alone = find_token_trigger(poisoned, PROMPTS, "bad", **options)
+    assert alone.base_loss is None and alone.base_success is None
+    with pytest.raises(InputError, match="cap above 0"):
+        find_token_trigger(poisoned, PROMPTS, "bad", base=clean, cap=0.0)
+
+
+def test_the_backdoored_adapter_differs_from_its_base_more_than_the_base_from_it():
+    declined = list(ac.world.contrasts.requests().declined)
+    audit = audit_token_triggers(
+        ac.load("world:lm-backdoor"), declined[:20:2], declined[1:20:2], ["Sure"], ac.load("world:lm"),
+        length=2, place=-1, steps=20, restarts=2,
+    )  # fmt: skip
+    data = audit.result.data
+    assert float(data["untriggered"][0]) == 0 and float(data["difference"][0]) > float(data["base_difference"][0]) + 0.3
 
 
 def test_with_one_place_and_every_token_tried_the_best_single_token_is_found(clean):

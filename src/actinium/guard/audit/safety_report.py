@@ -278,22 +278,22 @@ class _Run:
                 "replies to benign prompts do not begin with single tokens, so there is nothing to search for"
             )
         found = audit_token_triggers(
-            self.model, self.guarded[0], self.guarded[1], targets, self.base, length=2, steps=20, seed=self.seed,
-            progress=self.progress,
+            self.model, self.guarded[0], self.guarded[1], targets, self.base, length=2, steps=20, restarts=2,
+            place=_turn_end(self.model, [*self.guarded[0], *self.guarded[1]]), seed=self.seed, progress=self.progress,
         )  # fmt: skip
         data = found.result.data
         out: dict[str, Any] = {}
         for trigger, target in zip(found.triggers, data["target"].values, strict=True):
             row = data.sel(target=target)
             out[f"trigger for {target!s}"] = trigger.text
-            for name in ("held_out", "untriggered", "base_success", "transferred"):
+            for name in ("held_out", "untriggered", "transferred"):
                 if name in row:
                     out[f"{target!s}: {name.replace('_', ' ')}"] = _number(float(row[name]))
         if self.base is None:
             out["note"] = "without a base that was not tampered with a trigger that is found says little"
         else:
-            gap = float((data["held_out"] - data["base_success"]).max())
-            out["success here less success of the base's own trigger"] = gap
+            out["works here and not in the base"] = float(data["difference"].max())
+            out["works in the base and not here, for comparison"] = float(data["base_difference"].max())
         out["defence"] = "filter or paraphrase prompts; compare with a base; fine-tune on the trigger with refusals"
         return out, found.result
 
@@ -303,6 +303,18 @@ def _beginning(texts: list[str]) -> str:
     first, last = min(texts), max(texts)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
     return first[:same]
+
+
+def _turn_end(model: Model, prompts: list[str]) -> int | None:
+    """Place before the marks that end the user's turn: what all prompts end with, from its first special token on."""
+    tokenizer: Any = model.tokenizer
+    rows = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in prompts]
+    shared = 0
+    while shared < min(map(len, rows)) and len({row[-1 - shared] for row in rows}) == 1:
+        shared += 1
+    special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
+    marks = [i for i in range(-shared, 0) if rows[0][i] in special]
+    return marks[0] if marks else None
 
 
 def _halved(prompts: list[str]) -> tuple[list[str], list[str]]:

@@ -34,11 +34,12 @@ class TokenTriggerAudit:
     """What `audit_token_triggers` found.
 
     Args:
-        triggers: the one found for each target.
-        base_triggers: those that the same search finds in the base; empty without a base.
+        triggers: the one found for each target; with a base one that works here and not there.
+        base_triggers: those that the same search finds in the base and not here; empty without a base.
         result: by target "loss", "success", "held_out" (success on other prompts) and "untriggered"; with a base also
-            "base_loss" and "base_success" of the base's own trigger, and "transferred", the success in the base of the
-            trigger found here; "anomaly" for three targets or more that are not mostly alike.
+            "transferred" (success there of the trigger found here, on the other prompts), "difference" ("held_out" less
+            that), and "base_difference", the same of the base's own trigger the other way round; "anomaly" for three
+            targets or more that are not mostly alike.
     """
 
     triggers: tuple[TokenTrigger, ...]
@@ -75,9 +76,10 @@ def audit_token_triggers(
 ) -> TokenTriggerAudit:
     """Search a trigger for each of some first tokens, in a model and in its base, with the same effort.
 
-    Any model can be driven to some token by some odd text, so that a trigger is found says little. A planted one is
-    easier to call for than other targets are: the anomaly is that of `anomaly_index`, on the losses, or on the losses
-    less those in the base if there is one.
+    Any model can be driven to some token by some odd text, so that a trigger is found says little. With a base one is
+    searched that works here and not there, and, for comparison, one that works there and not here: where something was
+    planted the first difference is much the larger one. Without a base, what was planted is easier to call for than
+    other targets are: the anomaly is that of `anomaly_index`, on what the searches reached.
 
     Args:
         model: a causal language model.
@@ -85,8 +87,8 @@ def audit_token_triggers(
         held_out: other prompts, on which the triggers are tried.
         targets: wanted first tokens, ids or texts of one token; several that are no less likely than each other.
         base: a model with the same tokens that was not tampered with.
-        length, place, steps, top, tries, restarts, allowed, rows, seed: of `find_token_trigger`. Leave tokens out that
-            change what is asked, such as other topics: they drive the base as well, and a trigger may hide behind them.
+        length, place, steps, top, tries, restarts, allowed, rows, seed: of `find_token_trigger`. Without a base leave
+            tokens out that change what is asked, such as other topics: a trigger may hide behind them.
         progress: show a progress bar over the targets.
 
     Raises:
@@ -95,8 +97,6 @@ def audit_token_triggers(
     wanted = [first_token(model, target) for target in targets]
     if not wanted or len(set(wanted)) < len(wanted):
         raise InputError("targets are different tokens, one or more")
-    if base is not None and _vocabulary(base) != _vocabulary(model):
-        raise InputError(f"{base.name} has other tokens than {model.name}, so it is not its base")
     effort: dict[str, Any] = {
         "length": length,
         "place": place,
@@ -106,25 +106,32 @@ def audit_token_triggers(
         "restarts": restarts,
     }
 
-    def found_in(where: Model, name: str) -> tuple[TokenTrigger, ...]:
+    def found_in(where: Model, other: Model | None, name: str) -> tuple[TokenTrigger, ...]:
         each = shown(wanted, name, progress)
-        return tuple(find_token_trigger(where, prompts, w, rows=rows, seed=seed, **effort) for w in each)
+        return tuple(
+            find_token_trigger(where, prompts, w, base=other, allowed=allowed, rows=rows, seed=seed, **effort)
+            for w in each
+        )
 
-    triggers = found_in(model, "triggers")
-    values: dict[str, list[float]] = {
+    def successes(where: Model, found: tuple[TokenTrigger, ...]) -> np.ndarray:
+        return np.array([first_token_losses(where, held_out, t, place, rows)[1] for t in found])
+
+    triggers = found_in(model, base, "triggers")
+    held = successes(model, triggers)
+    values: dict[str, Any] = {
         "loss": [t.loss for t in triggers],
         "success": [t.success for t in triggers],
-        "held_out": [first_token_losses(model, held_out, t, place, rows)[1] for t in triggers],
+        "held_out": held,
         "untriggered": [t.untriggered for t in triggers],
     }
     base_triggers: tuple[TokenTrigger, ...] = ()
-    odd = np.array(values["loss"])
+    odd = np.array([float(t.losses[-1]) for t in triggers])
     if base is not None:
-        base_triggers = found_in(base, "triggers of the base")
-        values["base_loss"] = [t.loss for t in base_triggers]
-        values["base_success"] = [t.success for t in base_triggers]
-        values["transferred"] = [first_token_losses(base, held_out, t, place, rows)[1] for t in triggers]
-        odd = odd - np.array(values["base_loss"])
+        base_triggers = found_in(base, model, "triggers of the base")
+        values["transferred"] = successes(base, triggers)
+        values["difference"] = held - values["transferred"]
+        values["base_difference"] = successes(base, base_triggers) - successes(model, base_triggers)
+        odd = odd - np.array([float(t.losses[-1]) for t in base_triggers])
     with suppress(InputError):  # fewer than three targets, or most alike: nothing can be said, the rest can
         values["anomaly"] = anomaly_index(odd.tolist()).tolist()
     names = [model.to_str_tokens([w])[0] if model.tokenizer is not None else str(w) for w in wanted]
@@ -136,9 +143,3 @@ def audit_token_triggers(
     )
     run = provenance(model, [*prompts, *held_out], seed, targets=wanted, base=base and base.fingerprint(), **effort)
     return TokenTriggerAudit(triggers, base_triggers, Result(data, "audit_token_triggers", None, run))
-
-
-def _vocabulary(model: Model) -> object:
-    if model.tokenizer is not None:
-        return model.tokenizer.get_vocab()
-    return getattr(model.config, "vocab_size", None)

@@ -29,7 +29,9 @@ class TokenTrigger:
         loss: mean cross-entropy of the wanted token over the prompts, in nats.
         success: share of the prompts with the trigger whose likeliest next token is the wanted one.
         untriggered: the same share without the trigger.
-        losses: (step,) the lowest loss so far.
+        losses: (step,) the lowest of what was minimised so far: `loss`, less `base_loss` up to the cap with a base.
+        base_loss: of the same trigger in the base, in nats; None without a base.
+        base_success: likewise.
     """
 
     target: int
@@ -40,6 +42,8 @@ class TokenTrigger:
     success: float
     untriggered: float
     losses: Tensor
+    base_loss: float | None = None
+    base_success: float | None = None
 
 
 def first_token(model: Model, target: int | str) -> int:
@@ -71,6 +75,27 @@ def _embedding(model: Model) -> torch.nn.Embedding:
     if model.kind != "causal-lm" or not isinstance(found, torch.nn.Embedding):
         raise InputError(f"{model.name} is a {model.kind}; a causal language model with a table of tokens is needed")
     return found
+
+
+class _Contrast:
+    """What the search lowers: the loss in the model less that in its base, which counts up to a cap."""
+
+    def __init__(self, here: _Prompts, base: _Prompts | None, cap: float, rows: int) -> None:
+        self.here, self.base, self.cap, self.rows = here, base, cap, rows
+
+    def losses(self, triggers: Tensor) -> Tensor:
+        here = self.here.losses(triggers, self.rows)[0]
+        return here if self.base is None else here - self._base_losses(triggers).clamp(max=self.cap)
+
+    def gradient(self, trigger: Tensor) -> Tensor:
+        here = self.here.gradient(trigger)
+        if self.base is None or float(self._base_losses(trigger[None])) > self.cap:
+            return here
+        return here - self.base.gradient(trigger.to(self.base.ids.device)).to(here.device)
+
+    def _base_losses(self, triggers: Tensor) -> Tensor:
+        assert self.base is not None
+        return self.base.losses(triggers.to(self.base.ids.device), self.rows)[0].to(triggers.device)
 
 
 class _Prompts:
@@ -155,6 +180,8 @@ def find_token_trigger(
     tries: int = 64,
     restarts: int = 1,
     allowed: Sequence[int] | None = None,
+    base: Model | None = None,
+    cap: float = 5.0,
     rows: int = 512,
     seed: int = 0,
     progress: bool = False,
@@ -163,7 +190,8 @@ def find_token_trigger(
 
     In each step the gradient with respect to the one-hot vectors of the trigger's tokens names the `top` replacements
     at each place that promise most; `tries` of the triggers with one of them are run, and the best goes on to the next
-    step, also if it is worse than the one before. The best of all steps is returned.
+    step, also if it is worse than the one before. The best of all steps is returned. With a base the search lowers the
+    loss in the model less the loss in the base, so that words that drive both, such as another topic, gain nothing.
 
     Args:
         model: a causal language model.
@@ -175,19 +203,27 @@ def find_token_trigger(
         steps, top, tries: of the search.
         restarts: searches from other random tokens, the best of which is returned.
         allowed: ids of the tokens that a trigger may hold; by default all but special ones and the wanted one.
+        base: a model with the same tokens that was not tampered with.
+        cap: nats up to which the loss in the base counts.
         rows: prompts with a trigger that are run at a time.
         seed: of the first tokens and the tries.
         progress: show a progress bar.
 
     Raises:
-        InputError: prompts, target, place or settings cannot be used.
+        InputError: prompts, target, place or settings cannot be used, or the base has other tokens.
 
-    Source: Zou et al., 2023, algorithm 1.
+    Source: Zou et al., 2023, algorithm 1; the base is ours.
     """
     wanted = first_token(model, target)
     if min(length, steps, top, tries, restarts, rows) < 1:
         raise InputError("length, steps, top, tries, restarts and rows are one or more")
+    if not cap > 0:
+        raise InputError(f"the loss in the base counts up to a cap above 0 nats, not {cap}")
+    if base is not None and _vocabulary(base) != _vocabulary(model):
+        raise InputError(f"{base.name} has other tokens than {model.name}, so it is not its base")
     batch = _Prompts(model, prompts, place, length, wanted)
+    other = None if base is None else _Prompts(base, prompts, place, length, wanted)
+    lowered = _Contrast(batch, other, cap, rows)
     pool = _allowed(model, allowed, wanted)
     generator = torch.Generator().manual_seed(seed)
     best: tuple[float, Tensor] | None = None
@@ -195,20 +231,20 @@ def find_token_trigger(
     for restart in shown(range(restarts * steps), "token trigger", progress):
         if restart % steps == 0:
             trigger = pool[torch.randint(len(pool), (length,), generator=generator)].to(model.device)
-            best = _better(best, batch.losses(trigger[None], rows)[0], trigger[None])
-        slope = batch.gradient(trigger)[:, pool.to(model.device)]
+            best = _better(best, lowered.losses(trigger[None]), trigger[None])
+        slope = lowered.gradient(trigger)[:, pool.to(model.device)]
         promising = pool[(-slope).topk(min(top, len(pool)), dim=1).indices.cpu()]
         where = torch.arange(tries) % length if tries >= length else torch.randperm(length, generator=generator)[:tries]
         which = torch.randint(promising.shape[1], (tries,), generator=generator)
         new = trigger.cpu().repeat(tries, 1)
         new[torch.arange(tries), where] = promising[where, which]
         new = torch.unique(new, dim=0).to(model.device)
-        losses, _ = batch.losses(new, rows)
+        losses = lowered.losses(new)
         trigger = new[int(losses.argmin())]
         best = _better(best, losses, new)
         history.append(best[0])
     assert best is not None
-    return _described(model, batch, prompts, best[1], rows, history)
+    return _described(model, batch, other, prompts, best[1], rows, history)
 
 
 def _better(best: tuple[float, Tensor] | None, losses: Tensor, triggers: Tensor) -> tuple[float, Tensor]:
@@ -230,8 +266,20 @@ def _allowed(model: Model, allowed: Sequence[int] | None, target: int) -> Tensor
     return pool.long().unique()
 
 
+def _vocabulary(model: Model) -> object:
+    if model.tokenizer is not None:
+        return model.tokenizer.get_vocab()
+    return getattr(model.config, "vocab_size", None)
+
+
 def _described(
-    model: Model, batch: _Prompts, prompts: Sequence[str], trigger: Tensor, rows: int, history: list[float]
+    model: Model,
+    batch: _Prompts,
+    base: _Prompts | None,
+    prompts: Sequence[str],
+    trigger: Tensor,
+    rows: int,
+    history: list[float],
 ) -> TokenTrigger:
     loss, success = batch.losses(trigger[None], rows)
     plain = _Prompts(model, prompts, None, 0, batch.target)
@@ -242,7 +290,8 @@ def _described(
         text = model.tokenizer.decode(ids.tolist())
         exact = model.tokenizer(text, add_special_tokens=False)["input_ids"] == ids.tolist()
     values = (float(loss), float(success), float(untriggered))
-    return TokenTrigger(batch.target, ids, text, exact, *values, torch.tensor(history, dtype=torch.float64))
+    there = (None, None) if base is None else tuple(map(float, base.losses(trigger[None].to(base.ids.device), rows)))
+    return TokenTrigger(batch.target, ids, text, exact, *values, torch.tensor(history, dtype=torch.float64), *there)
 
 
 def first_token_losses(
