@@ -1,15 +1,16 @@
-# Everything that a clone needs: make demo | test | check | docs | bench. The first call builds the environment.
+# Everything that a clone needs: make demo | test | reproducible | check | docs | bench. The first call builds the environment.
 VENV ?= .venv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= auto
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format docs bench clean
+.PHONY: demo test reproducible check format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    scan the shipped language model and write a report"
 	@echo "make test    run the tests"
+	@echo "make reproducible  run every reproduction once more and compare with the numbers of make test"
 	@echo "make check   format, lint, types, import contract"
 	@echo "make docs    build the documentation into site/"
 	@echo "make bench   run the benchmarks and write docs/benchmarks.md"
@@ -31,7 +32,10 @@ demo: $(VENV)/.installed-base
 	$(BIN)/actinium scan world:lm
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m 'not again'
+
+reproducible: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m again
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
