@@ -10,6 +10,7 @@ from benchmarks import (
     dictionaries,
     edge_attribution,
     edit_generate,
+    functions,
     heads,
     import_time,
     patching,
@@ -25,6 +26,7 @@ PAGES = {
     PAGE.name: {"record": record, "patching": patching, "import_time": import_time, "edit_generate": edit_generate},
     "benchmarks-store.md": {"store": store},
     "benchmarks-features.md": {"dictionaries": dictionaries},
+    "benchmarks-functions.md": {"functions": functions},
     "benchmarks-steering.md": {"steering": steering},
     "benchmarks-circuits.md": {"heads": heads, "edge_attribution": edge_attribution, "acdc": acdc},
 }

@@ -22,6 +22,8 @@ ROOMS = (
     "store",
     "world",
     "measure",
+    "signal",
+    "functions",
     "circuits",
     "features",
     "probes",

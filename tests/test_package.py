@@ -64,7 +64,8 @@ def test_rooms_import_only_from_rooms_below_them(root):
 def test_import_contract_forbids_an_upward_import(root, tmp_path):
     """The same contract on a package whose core imports its command line."""
     package = tmp_path / "actinium"
-    rooms = {"cli", "report", "papers", "steering", "measure", "circuits", "world", "store", "core"}
+    rooms = {"cli", "report", "papers", "steering", "measure", "circuits", "signal", "functions"}
+    rooms |= {"world", "store", "core"}
     rooms |= {f"circuits/{part}" for part in ("patching", "graph", "reading", "subspaces", "knowledge")}
     for room in sorted(rooms):
         (package / room).mkdir(parents=True)

@@ -29,6 +29,7 @@ def scan(
         int | None, typer.Option(min=1, help="most tokens, images or rows to read; by cost if absent")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of the draw where there are more")] = 0,
+    signal: Annotated[bool, typer.Option("--signal", help="how the signal propagates with depth, too")] = False,
 ) -> None:
     """Check up on the activations of MODEL, or of a store: print what stands out, and write a report."""
     from rich.console import Console
@@ -41,7 +42,7 @@ def scan(
     source = {"text": text, "data": data, "dataset": dataset}
     try:
         found = checkup.scan(
-            model, store=store, **source, out=out, formats=formats, device=device, limit=limit, seed=seed
+            model, store=store, **source, out=out, formats=formats, device=device, limit=limit, seed=seed, signal=signal
         )
     except checkup.Interrupted as stopped:
         Console().print(stopped.report)

@@ -16,7 +16,7 @@ from actinium.core.loading import load
 from actinium.core.model import Model
 from actinium.core.result import Result
 from actinium.report.document import FORMATS, NAMES, Report
-from actinium.report.measurements import MEASUREMENTS, STORED, Measurement, Plan
+from actinium.report.measurements import MEASUREMENTS, SIGNAL, STORED, Measurement, Plan
 from actinium.report.sample import Sample, check_source, of_store, read
 from actinium.store.store import Store
 from actinium.store.stored import StoredModel
@@ -66,6 +66,7 @@ def scan(
     device: str | torch.device | None = None,
     limit: int | None = None,
     seed: int = 0,
+    signal: bool = False,
     progress: bool = True,
 ) -> Report:
     """Check up on a model's activations and write a report.
@@ -80,6 +81,7 @@ def scan(
         device: where to run; by default where the model is.
         limit: most tokens, images or rows to read; by default from what a pass costs.
         seed: of the draw of documents or images where there are more.
+        signal: measure how the signal propagates, too (`ac.signal.signal_propagation_plot`).
         progress: show a progress bar.
 
     Returns:
@@ -103,7 +105,7 @@ def scan(
             if isinstance(loaded, StoredModel)
             else read(loaded, text=text, data=data, dataset=dataset, limit=limit, seed=seed)
         )
-        outcomes = [Outcome(measurement) for measurement in MEASUREMENTS]
+        outcomes = [Outcome(measurement) for measurement in (*MEASUREMENTS, *([SIGNAL] if signal else []))]
         stopped = not _measure_all(outcomes, loaded, sample, progress)
         source = model if store is None else getattr(store, "address", store)
         report = Report.of(loaded, sample, outcomes, source=source, seed=seed, interrupted=stopped, said=said)

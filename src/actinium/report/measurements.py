@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from actinium import measure
+from actinium import measure, signal
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
@@ -21,7 +21,7 @@ from actinium.report.finite import not_finite
 from actinium.report.prediction import class_predictions, next_token_loss
 from actinium.report.sample import OPERATIONS, Sample
 
-__all__ = ["MEASUREMENTS", "STORED", "Measurement", "Plan"]
+__all__ = ["MEASUREMENTS", "SIGNAL", "STORED", "Measurement", "Plan"]
 
 # Numbers of one pass that are held at a time (float32: a quarter of a gigabyte).
 HELD = 1 << 26
@@ -261,6 +261,10 @@ def _rounding_passes(model: Model, sample: Sample) -> float:
     return 2 * ((model.n_layers + 1 if model.n_layers else len(maps)) + 1)
 
 
+def _signal(plan: Plan) -> Result:
+    return signal.signal_propagation_plot(plan.model, plan.inputs, batch_size=plan.batch)
+
+
 def _one(function: Callable[..., Result], part: str | None = None) -> Callable[[Plan], Result]:
     """A measure that takes the model, the inputs, the sites of a part, and a batch size."""
 
@@ -398,3 +402,12 @@ MEASUREMENTS: tuple[Measurement, ...] = (
         _rounding_passes,
     ),
 )
+
+SIGNAL = Measurement(
+    "signal",
+    "Signal propagation",
+    "Mean and variance of the signal after each addition to the residual stream, block or layer, and at the end of "
+    "each residual branch.",
+    _signal,
+)
+"""Measured where it is asked for: what a network of this architecture does to its input's signal."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actinium.report.figures import svg
-from actinium.report.measurements import MEASUREMENTS
+from actinium.report.measurements import MEASUREMENTS, SIGNAL
 from actinium.report.schema import Document, Finding, Measurement
 from actinium.report.shown import number, sample_line, sentence
 
@@ -20,7 +20,7 @@ __all__ = ["page"]
 STYLE = Path(__file__).with_name("page.css")
 SIDE_BY_SIDE = 3  # entries of another dimension that become columns of one table
 MOST_ROWS = 200  # of a table in the page; the JSON has all
-ABOUT = {m.name: m.about for m in MEASUREMENTS}
+ABOUT = {m.name: m.about for m in (*MEASUREMENTS, SIGNAL)}
 
 
 def page(report: Report) -> str:

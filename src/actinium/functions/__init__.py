@@ -1,0 +1,46 @@
+"""Activation functions: the catalogue, what each is like, units that learn their shape, searches."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "activation_report": ["ActivationReport", "analyze_activation", "StationaryPoint"],
+        "array_units": ["ArrayUnit"],
+        "basis_units": ["FourierUnit", "PolynomialUnit"],
+        "bipolar_units": ["ChannelBipolar"],
+        "blending_units": ["CompoundUnit", "KroneckerUnit", "LinearCombination", "RowdyUnit"],
+        "comparison": ["compare_activations", "paired_comparison", "t_interval"],
+        "comparison_tasks": ["ComparisonTask", "task", "TASKS"],
+        "dynamic_units": ["DynamicReLU", "MetaACON"],
+        "function_fit": ["fit_to_function", "FunctionFit"],
+        "funnel_units": ["FunnelReLU", "SpatialMax"],
+        "kernel_units": ["GaussianMixtureUnit", "KernelUnit"],
+        "maxout_units": ["Maxout"],
+        "model_task": ["model_task"],
+        "modules": ["Activation"],
+        "network_units": ["ActivationEnsemble", "onto_simplex", "VariableUnit"],
+        "piecewise_linear_units": ["AdaptivePiecewiseLinear", "PiecewiseLinearUnit"],
+        "rational_units": ["EnhancedRational"],
+        "registry": [
+            "ActivationSpec",
+            "every",
+            "functional",
+            "get",
+            "list",
+            "Parameter",
+            "Properties",
+            "register_activation",
+            "search",
+            "spec",
+        ],
+        "replacement": ["find_activations", "replace", "Replacement"],
+        "shape_analysis": ["find_breaks", "measure_properties"],
+        "simplex_maps": ["entmax", "sparsemax"],
+        "siren": ["siren_init_"],
+        "spline_units": ["BSplineEdge", "CubicSpline", "LinearSpline"],
+        "statistics_units": ["AdaptiveOffset", "ErrorSlope", "MarginReLU"],
+        "taaf": ["TAAF"],
+        "wavelet_units": ["GaussianReLU", "MexicanReLU"],
+    },
+)

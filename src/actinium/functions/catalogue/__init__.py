@@ -1,0 +1,1 @@
+"""The tables of the catalogue, one module for each family; `actinium.functions.registry` reads them."""

@@ -1,0 +1,304 @@
+"""Activation functions compared in the same networks, on the same batches, with paired tests over seeds."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from actinium.core.errors import InputError
+from actinium.core.progress import shown
+from actinium.core.provenance import provenance
+from actinium.core.result import Result
+from actinium.functions.comparison_tasks import ComparisonTask, task
+from actinium.functions.registry import get
+
+__all__ = ["compare_activations", "paired_comparison", "t_interval"]
+
+NOISE = (0.25, 0.5, 1.0)
+"""Standard deviations of the noise that is added to test inputs."""
+DEAD = 1e-6
+"""A unit whose output varies less than this over the test inputs, relative to the others, is dead."""
+STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Places along a random direction, in lengths of each filter, at which the loss is read."""
+
+
+@dataclass
+class _Run:
+    """What one network showed."""
+
+    curve: list[float]
+    score: float
+    figures: dict[str, float]
+    noisy: list[float]
+
+
+def compare_activations(
+    activations: Sequence[str] | Mapping[str, Callable[[], nn.Module]],
+    on: str | ComparisonTask = "digits",
+    seeds: Sequence[int] = (0, 1, 2),
+    *,
+    level: float = 0.95,
+    progress: bool = False,
+    **settings: Any,
+) -> Result:
+    """Train the same network with each function and compare.
+
+    For one seed all functions get the same initial weights and the same batches, so that differences are paired.
+
+    Args:
+        activations: names of the catalogue, or factories of modules by name. The first one is the reference.
+        on: name of a task (see `task`), or a `ComparisonTask`.
+        seeds: of weights and batches, two or more for intervals and tests.
+        level: coverage of the intervals.
+        progress: show a progress bar.
+        settings: of a task that is given by its name.
+
+    Returns:
+        Result by activation: "score" (seed too), "mean", "low", "high" (Student's t), "rank", and against the reference
+        "difference", "p" (paired t-test), "p_holm" (corrected for the number of functions), "effect" (Cohen's d of
+        the paired differences); "curve" (seed and epoch: mean training loss); "latent_variance", "gradient_norm" (of
+        the last epoch), "gradient_decay" (first over last layer), "dead_units" (share), "roughness" (mean absolute
+        second difference of the test loss along filter-normalised random directions, over the loss); "noisy" (score
+        with noise on the inputs). A run whose loss is not finite has the score NaN and counts as failed ("failed").
+
+    Raises:
+        InputError: fewer than two functions, no seeds, a seed twice, or settings for a task of one's own.
+        UnknownNameError: there is no function of a name.
+
+    Source: what Lee, 2023 and Misra, 2020 compare; the directions are those of Li et al., 2018.
+    """
+    if len(activations) < 2 or isinstance(activations, str):
+        raise InputError("a comparison needs two activation functions or more")
+    if not len(seeds) or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds are different numbers, one or more, not {list(seeds)}")
+    if settings and not isinstance(on, str):
+        raise InputError("settings are for tasks that are given by name")
+    factories = (
+        dict(activations)
+        if isinstance(activations, Mapping)
+        else {name: (lambda name=name: get(name)) for name in activations}
+    )
+    for factory in factories.values():
+        factory()  # an unknown name is refused before any work
+    chosen = task(on, **settings) if isinstance(on, str) else on
+    cells = list(itertools.product(factories, seeds))
+    runs = {
+        cell: _run(chosen, factories[cell[0]], cell[1]) for cell in shown(cells, f"compare on {chosen.name}", progress)
+    }
+    return _result(chosen, list(factories), list(seeds), runs, level)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean; NaN for fewer than two values.
+
+    Raises:
+        InputError: the level is not inside of 0..1.
+    """
+    from scipy import stats
+
+    if not 0 < level < 1:
+        raise InputError(f"a level lies between 0 and 1, got {level}")
+    v = np.asarray(values, dtype=float)
+    if len(v) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
+    return float(v.mean() - half), float(v.mean() + half)
+
+
+def paired_comparison(values: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """Mean difference, p of the paired t-test and Cohen's d of the differences; NaN for fewer than two pairs.
+
+    Raises:
+        InputError: there are not as many of both.
+    """
+    from scipy import stats
+
+    if len(values) != len(reference):
+        raise InputError(f"{len(values)} values and {len(reference)} of the reference are no pairs")
+    d = np.asarray(values, dtype=float) - np.asarray(reference, dtype=float)
+    if len(d) < 2:
+        return {"difference": float(d.mean()) if len(d) else math.nan, "p": math.nan, "effect": math.nan}
+    sd = float(d.std(ddof=1))
+    if sd == 0:
+        return {
+            "difference": float(d.mean()),
+            "p": 1.0 if d.mean() == 0 else 0.0,
+            "effect": 0.0 if d.mean() == 0 else math.inf,
+        }
+    p = float(2 * stats.t.sf(abs(d.mean()) / (sd / math.sqrt(len(d))), len(d) - 1))
+    return {"difference": float(d.mean()), "p": p, "effect": float(d.mean() / sd)}
+
+
+def _run(on: ComparisonTask, activation: Callable[[], nn.Module], seed: int) -> _Run:
+    made: list[nn.Module] = []
+
+    def factory() -> nn.Module:
+        made.append(activation())
+        return made[-1]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        weights = on.build(nn.ReLU).state_dict()
+        torch.manual_seed(seed)
+        net = on.build(factory)
+        # A function that draws parameters of its own would shift all weights that are drawn after it.
+        net.load_state_dict(weights, strict=False)
+        torch.manual_seed(seed)
+        curve, norms = _train(on, net, torch.Generator().manual_seed(seed))
+    net.eval()
+    with torch.no_grad():
+        outputs = net(on.test[0])
+    good = bool(outputs.isfinite().all()) and math.isfinite(curve[-1])
+    score = on.score(outputs, on.test[1]) if good else math.nan
+    figures = _figures(on, net, made, seed) | norms
+    noisy = [_noisy(on, net, sd, seed) if good and on.continuous else math.nan for sd in NOISE]
+    return _Run(curve, score, figures, noisy)
+
+
+def _train(on: ComparisonTask, net: nn.Module, generator: torch.Generator) -> tuple[list[float], dict[str, float]]:
+    """Mean loss of each epoch, and gradient norms of the last one."""
+    learnt = [p for p in net.parameters() if p.requires_grad]
+    weights = [p for p in learnt if p.ndim > 1]
+    optimiser = torch.optim.Adam(learnt, lr=on.rate)
+    curve: list[float] = []
+    first, last, every = [], [], []
+    for epoch in range(on.epochs):
+        losses = []
+        for x, y in on.batches(generator):
+            loss = on.loss(net(x), y)
+            optimiser.zero_grad()
+            loss.backward()
+            if epoch == on.epochs - 1:
+                norms = [float(p.grad.norm()) for p in weights if p.grad is not None]
+                first.append(norms[0])
+                last.append(norms[-1])
+                every.append(math.sqrt(sum(n * n for n in norms)))
+            torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+            optimiser.step()
+            losses.append(float(loss.detach()))
+        curve.append(float(np.mean(losses)))
+        if not math.isfinite(curve[-1]):
+            curve += [math.nan] * (on.epochs - epoch - 1)
+            return curve, {"gradient_norm": math.nan, "gradient_decay": math.nan}
+    return curve, {
+        "gradient_norm": float(np.mean(every)),
+        "gradient_decay": float(np.mean(first) / max(np.mean(last), 1e-300)),
+    }
+
+
+def _figures(on: ComparisonTask, net: nn.Module, activations: list[nn.Module], seed: int) -> dict[str, float]:
+    held: list[Tensor] = []
+    hooks = [m.register_forward_hook(lambda _, __, y: held.append(y.detach())) for m in activations]
+    try:
+        with torch.no_grad():
+            loss = float(on.loss(net(on.test[0]), on.test[1]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    varied, dead, units = [], 0, 0
+    for y in held:
+        channels = y.movedim(1, -1) if y.ndim == 4 else y
+        variance = channels.flatten(0, -2).var(0)
+        varied.append(float(variance.mean()))
+        dead += int((variance <= DEAD * variance.mean().clamp(min=1e-30)).sum())
+        units += variance.numel()
+    return {
+        "latent_variance": float(np.mean(varied)) if varied else math.nan,
+        "dead_units": dead / units if units else math.nan,
+        "roughness": _roughness(on, net, loss, seed),
+    }
+
+
+def _roughness(on: ComparisonTask, net: nn.Module, loss: float, seed: int, directions: int = 3) -> float:
+    """Mean absolute second difference of the loss along random directions whose filters are as long as the weights'."""
+    if not math.isfinite(loss):
+        return math.nan
+    source = torch.Generator().manual_seed(seed)
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    kept = [p.detach().clone() for p in weights]
+    bends = []
+    try:
+        with torch.no_grad():
+            for _ in range(directions):
+                move = [_filter_normalised(torch.randn(p.shape, generator=source), p) for p in kept]
+                along = []
+                for t in STEPS:
+                    for w, p, d in zip(weights, kept, move, strict=True):
+                        w.copy_(p + t * d)
+                    along.append(float(on.loss(net(on.test[0]), on.test[1])))
+                bends.append(float(np.abs(np.diff(along, 2)).mean()))
+    finally:
+        with torch.no_grad():
+            for w, p in zip(weights, kept, strict=True):
+                w.copy_(p)
+    return float(np.mean(bends)) / max(loss, 1e-12)
+
+
+def _filter_normalised(direction: Tensor, weights: Tensor) -> Tensor:
+    """A direction each of whose filters is as long as that of the weights."""
+    lengths = [t.flatten(1).norm(dim=1).clamp(min=1e-12) for t in (weights, direction)]
+    return direction * (lengths[0] / lengths[1]).view(-1, *[1] * (weights.ndim - 1))
+
+
+def _noisy(on: ComparisonTask, net: nn.Module, sd: float, seed: int) -> float:
+    x = on.test[0]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        return on.score(net(x + sd * x.std() * noise), on.test[1])
+
+
+def _result(
+    on: ComparisonTask, names: list[str], seeds: list[int], runs: dict[tuple[str, int], _Run], level: float
+) -> Result:
+    scores = np.array([[runs[name, s].score for s in seeds] for name in names])
+    best = np.argsort(np.argsort(-scores.mean(1) if on.higher_is_better else scores.mean(1), kind="stable"))
+    rows: dict[str, list[float]] = {k: [] for k in ("mean", "low", "high", "difference", "p", "effect", "failed")}
+    for i, row in enumerate(scores):
+        low, high = t_interval(row, level)
+        found = paired_comparison(row, scores[0]) if i else {"difference": 0.0, "p": math.nan, "effect": math.nan}
+        rows["mean"].append(float(row.mean()))
+        rows["low"].append(low)
+        rows["high"].append(high)
+        rows["failed"].append(float(np.isnan(row).sum()))
+        for key, value in found.items():
+            rows[key].append(value)
+    data: dict[str, Any] = {key: ("activation", np.array(values)) for key, values in rows.items()}
+    data["score"] = (("activation", "seed"), scores)
+    data["rank"] = ("activation", best + 1)
+    data["p_holm"] = ("activation", _holm(np.array(rows["p"])))
+    data["curve"] = (("activation", "seed", "epoch"), np.array([[runs[n, s].curve for s in seeds] for n in names]))
+    for key in ("latent_variance", "gradient_norm", "gradient_decay", "dead_units", "roughness"):
+        data[key] = ("activation", np.array([np.mean([runs[n, s].figures[key] for s in seeds]) for n in names]))
+    data["noisy"] = (
+        ("activation", "noise"),
+        np.array([np.mean([runs[n, s].noisy for s in seeds], axis=0) for n in names]),
+    )
+    plot = {"kind": "bar", "variables": ["mean"], "ylabel": f"{on.metric}, {on.name}"}
+    dataset = xr.Dataset(
+        data, {"activation": names, "seed": seeds, "noise": list(NOISE)}, {"plot": plot, "metric": on.metric}
+    )
+    first = ["mean", *[k for k in data if k != "mean"]]
+    run = provenance(
+        seed=seeds[0], task=on.name, seeds=seeds, activations=names, epochs=on.epochs, batch_size=on.batch_size,
+        rate=on.rate, **on.facts,
+    )  # fmt: skip
+    return Result(dataset[first], "compare_activations", "gelu-analysis", run)
+
+
+def _holm(p: np.ndarray) -> np.ndarray:
+    """Holm's correction; the reference, whose p is NaN, does not count."""
+    found = np.full(len(p), math.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not math.isnan(p[i])]
+    worst = 0.0
+    for step, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(order) - step) * float(p[i])))
+        found[i] = worst
+    return found

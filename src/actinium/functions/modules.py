@@ -1,0 +1,108 @@
+"""The general module of an activation function: its parameters, one for all, for each channel, or for each unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from actinium.core.errors import InputError
+from actinium.functions.registry import ActivationSpec, check_input, checked, evaluate
+
+__all__ = ["Activation"]
+
+
+@cache
+def _fused(spec: ActivationSpec) -> Callable[..., Tensor]:
+    """`evaluate` as one compiled kernel forward and one backward, shared by all modules of a function."""
+    compiled = torch.compile(partial(evaluate, spec), dynamic=True)
+    return lambda _, x, parameters: compiled(x, parameters)
+
+
+class Activation(nn.Module):
+    """A function of the catalogue as a module.
+
+    Trainable parameters are `nn.Parameter`s of shape (num_parameters,); they belong into an optimiser's group without
+    weight decay (`undecayed`). Others are plain numbers. Functions that draw while training use the mean in evaluation.
+
+    Args:
+        spec: the function.
+        num_parameters: 1, or the size of `channel_dim`.
+        channel_dim: dimension of the channels.
+        trainable: make every parameter trainable (True) or none (False); as published if not given.
+        fused: compile forward and backward.
+        parameters: (initial) values: numbers, or tensors (num_parameters,).
+
+    Raises:
+        InputError: a parameter is unknown or outside of its domain, or there is none that could be trained.
+    """
+
+    def __init__(
+        self,
+        spec: ActivationSpec,
+        *,
+        num_parameters: int = 1,
+        channel_dim: int = 1,
+        trainable: bool | None = None,
+        fused: bool = False,
+        **parameters: Any,
+    ) -> None:
+        super().__init__()
+        if num_parameters < 1:
+            raise InputError(f"num_parameters is one or more, not {num_parameters}")
+        self.spec, self.num_parameters, self.channel_dim, self.fused = spec, num_parameters, channel_dim, fused
+        given = checked(spec, parameters)
+        learnt = {
+            name: (p.trainable if trainable is None else trainable) and not p.whole
+            for name, p in spec.parameters.items()
+        }
+        if num_parameters > 1 and not any(learnt.values()):
+            raise InputError(f"nothing of {spec.name} is trainable, so it has no parameters for each channel")
+        self.settings: dict[str, float | int] = {}
+        for name, p in spec.parameters.items():
+            value = given.get(name, p.default)
+            if learnt[name]:
+                self.register_parameter(name, nn.Parameter(self._start(name, value, p.drawn, name in given)))
+            else:
+                self.settings[name] = float(value) if not p.whole else int(value)
+        self._evaluate = _fused(spec) if fused else evaluate
+
+    def _start(self, name: str, value: Any, drawn: tuple[float, float] | None, given: bool) -> Tensor:
+        if drawn is not None and not given:
+            return torch.empty(self.num_parameters).uniform_(*drawn)
+        value = torch.as_tensor(value, dtype=torch.get_default_dtype()).detach().clone()
+        if value.numel() not in (1, self.num_parameters):
+            raise InputError(f"{name} of {self.spec.name} has {self.num_parameters} values here, not {value.numel()}")
+        return value.flatten().expand(self.num_parameters).clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The function of a tensor of any shape."""
+        check_input(x, self.spec)
+        held: dict[str, Any] = dict(self.settings)
+        for name, value in self.named_parameters(recurse=False):
+            held[name] = self._spread(value, x)
+        if self.spec.kind == "stochastic":
+            held["training"] = self.training
+        return self._evaluate(self.spec, x, held)
+
+    def _spread(self, value: Tensor, x: Tensor) -> Tensor:
+        """A parameter (num_parameters,) as it broadcasts with x."""
+        if self.num_parameters == 1:
+            return value.view(())
+        if x.ndim == 0 or not -x.ndim <= self.channel_dim < x.ndim or x.shape[self.channel_dim] != self.num_parameters:
+            raise InputError(
+                f"{self.spec.name} has parameters for {self.num_parameters} channels in dimension {self.channel_dim}, "
+                f"which a tensor of shape {tuple(x.shape)} does not have"
+            )
+        shape = [1] * x.ndim
+        shape[self.channel_dim] = self.num_parameters
+        return value.view(shape).to(x.dtype) if x.dtype == torch.float64 else value.view(shape)  # never narrower
+
+    def extra_repr(self) -> str:
+        """Name and parameters."""
+        parts = [f"{k}={v:g}" for k, v in self.settings.items()]
+        parts += [f"{k}=({self.num_parameters},)" for k, _ in self.named_parameters(recurse=False)]
+        return ", ".join([self.spec.name, *parts])

@@ -1,0 +1,89 @@
+"""Pieces of activation functions that neither overflow nor give NaN, also in the branch that `where` does not take."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+__all__ = [
+    "cdf",
+    "exp_neg",
+    "finite",
+    "floor_at_lowest",
+    "gumbel",
+    "log1p_pos",
+    "neg",
+    "pdf",
+    "pos",
+    "power",
+    "sig",
+    "softplus",
+]
+
+sig = torch.sigmoid
+"""Logistic function 1 / (1 + e^-x)."""
+
+LARGE = 1e-30
+
+
+def pos(x: Tensor) -> Tensor:
+    """max(0, x)."""
+    return functional.relu(x)
+
+
+def neg(x: Tensor) -> Tensor:
+    """min(0, x)."""
+    return -functional.relu(-x)
+
+
+def exp_neg(x: Tensor) -> Tensor:
+    """e^min(0, x): for branches that are taken where x < 0."""
+    return torch.exp(neg(x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """ln(1 + e^x) to full precision for every x (PyTorch's own is x from 20 on)."""
+    return torch.logaddexp(x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def cdf(x: Tensor) -> Tensor:
+    """Distribution function of the standard normal, to full relative precision on the left."""
+    return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+
+
+def pdf(x: Tensor) -> Tensor:
+    """Density of the standard normal."""
+    return torch.exp(-0.5 * x.square()) * (1 / math.sqrt(2 * math.pi))
+
+
+def gumbel(x: Tensor) -> Tensor:
+    """e^(-e^-x); the inner exponential may be infinite, which gives 0, and its gradient 0."""
+    # exp(88) is the largest power in float32; beyond it the outer exponential is 0 in every precision.
+    return torch.exp(-torch.exp(-x.clamp(min=-80.0)))
+
+
+def floor_at_lowest(x: Tensor) -> Tensor:
+    """x, with the lowest finite number in the place of -inf: x * g(x) is then 0 and not NaN where g(-inf) = 0."""
+    return x.clamp(min=torch.finfo(x.dtype).min)
+
+
+def finite(x: Tensor) -> Tensor:
+    """x with the largest finite numbers in the place of infinite ones."""
+    return x.clamp(torch.finfo(x.dtype).min, torch.finfo(x.dtype).max)
+
+
+def log1p_pos(x: Tensor) -> Tensor:
+    """ln(1 + max(0, x)): for branches that are taken where x > 0."""
+    return torch.log1p(pos(x))
+
+
+def power(x: Tensor, p: Tensor | float) -> Tensor:
+    """max(0, x)^p whose gradients with respect to x and p stay finite at 0, and are 0 where it is infinite."""
+    size = p * torch.log(x.clamp(min=LARGE))
+    numbers = torch.finfo(size.dtype)
+    over = size > math.log(numbers.max) * (1 - 4 * numbers.eps)
+    grown = torch.where(over, math.inf, torch.exp(torch.where(over, 0.0, size)))
+    return torch.where(x <= 0, 0.0, grown)
