@@ -40,6 +40,9 @@ def test_modules_are_known_by_their_values():
     assert list(find_activations(net, "relu")) == ["1"] and list(find_activations(net, "gelu")) == ["4"]
     assert list(find_activations(net, nn.GELU)) == ["4"]
     assert list(find_activations(net, torch.relu)) == ["1"]
+    for name in ("mish", "selu", "hardswish", "tanh"):
+        assert list(find_activations(nn.Sequential(nn.Linear(2, 2), ac.functions.get(name)), name)) == ["1"]
+    assert list(find_activations(nn.Sequential(nn.Mish()), "mish")) == ["0"]
     tanh = nn.Sequential(nn.GELU(approximate="tanh"))
     with pytest.raises(InputError, match="no module of Sequential is 'gelu'"):
         find_activations(tanh, "gelu")

@@ -18,7 +18,9 @@ from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.functions.comparison_tasks import ComparisonTask, task
+from actinium.functions.landscapes import filter_normalised
 from actinium.functions.registry import get
+from actinium.functions.task_training import trained_network
 
 __all__ = ["compare_activations", "paired_comparison", "t_interval"]
 
@@ -144,15 +146,7 @@ def _run(on: ComparisonTask, activation: Callable[[], nn.Module], seed: int) -> 
         made.append(activation())
         return made[-1]
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        weights = on.build(nn.ReLU).state_dict()
-        torch.manual_seed(seed)
-        net = on.build(factory)
-        # A function that draws parameters of its own would shift all weights that are drawn after it.
-        net.load_state_dict(weights, strict=False)
-        torch.manual_seed(seed)
-        curve, norms = _train(on, net, torch.Generator().manual_seed(seed))
+    net, curve, norms = trained_network(on, factory, seed)
     net.eval()
     with torch.no_grad():
         outputs = net(on.test[0])
@@ -161,37 +155,6 @@ def _run(on: ComparisonTask, activation: Callable[[], nn.Module], seed: int) -> 
     figures = _figures(on, net, made, seed) | norms
     noisy = [_noisy(on, net, sd, seed) if good and on.continuous else math.nan for sd in NOISE]
     return _Run(curve, score, figures, noisy)
-
-
-def _train(on: ComparisonTask, net: nn.Module, generator: torch.Generator) -> tuple[list[float], dict[str, float]]:
-    """Mean loss of each epoch, and gradient norms of the last one."""
-    learnt = [p for p in net.parameters() if p.requires_grad]
-    weights = [p for p in learnt if p.ndim > 1]
-    optimiser = torch.optim.Adam(learnt, lr=on.rate)
-    curve: list[float] = []
-    first, last, every = [], [], []
-    for epoch in range(on.epochs):
-        losses = []
-        for x, y in on.batches(generator):
-            loss = on.loss(net(x), y)
-            optimiser.zero_grad()
-            loss.backward()
-            if epoch == on.epochs - 1:
-                norms = [float(p.grad.norm()) for p in weights if p.grad is not None]
-                first.append(norms[0])
-                last.append(norms[-1])
-                every.append(math.sqrt(sum(n * n for n in norms)))
-            torch.nn.utils.clip_grad_norm_(learnt, 1.0)
-            optimiser.step()
-            losses.append(float(loss.detach()))
-        curve.append(float(np.mean(losses)))
-        if not math.isfinite(curve[-1]):
-            curve += [math.nan] * (on.epochs - epoch - 1)
-            return curve, {"gradient_norm": math.nan, "gradient_decay": math.nan}
-    return curve, {
-        "gradient_norm": float(np.mean(every)),
-        "gradient_decay": float(np.mean(first) / max(np.mean(last), 1e-300)),
-    }
 
 
 def _figures(on: ComparisonTask, net: nn.Module, activations: list[nn.Module], seed: int) -> dict[str, float]:
@@ -228,7 +191,7 @@ def _roughness(on: ComparisonTask, net: nn.Module, loss: float, seed: int, direc
     try:
         with torch.no_grad():
             for _ in range(directions):
-                move = [_filter_normalised(torch.randn(p.shape, generator=source), p) for p in kept]
+                move = [filter_normalised(torch.randn(p.shape, generator=source), p) for p in kept]
                 along = []
                 for t in STEPS:
                     for w, p, d in zip(weights, kept, move, strict=True):
@@ -240,12 +203,6 @@ def _roughness(on: ComparisonTask, net: nn.Module, loss: float, seed: int, direc
             for w, p in zip(weights, kept, strict=True):
                 w.copy_(p)
     return float(np.mean(bends)) / max(loss, 1e-12)
-
-
-def _filter_normalised(direction: Tensor, weights: Tensor) -> Tensor:
-    """A direction each of whose filters is as long as that of the weights."""
-    lengths = [t.flatten(1).norm(dim=1).clamp(min=1e-12) for t in (weights, direction)]
-    return direction * (lengths[0] / lengths[1]).view(-1, *[1] * (weights.ndim - 1))
 
 
 def _noisy(on: ComparisonTask, net: nn.Module, sd: float, seed: int) -> float:
