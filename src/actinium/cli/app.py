@@ -9,7 +9,21 @@ import typer
 from typer.core import TyperGroup
 
 from actinium import __version__
-from actinium.cli import audit, circuit, edit_fact, features, papers, patch, record, scan, sites, steer, train, world
+from actinium.cli import (
+    audit,
+    circuit,
+    edit_fact,
+    features,
+    functions,
+    papers,
+    patch,
+    record,
+    scan,
+    sites,
+    steer,
+    train,
+    world,
+)
 from actinium.core.errors import ActiniumError, ActiniumWarning
 
 __all__ = ["app", "main"]
@@ -98,6 +112,7 @@ app.command("papers")(papers.papers)
 app.command("reproduce")(papers.reproduce)
 app.add_typer(train.app, name="train")
 app.command("features")(features.features)
+app.add_typer(functions.app, name="functions")
 app.add_typer(steer.app, name="steer")
 app.command("audit")(audit.audit)
 app.add_typer(world.app, name="world")
