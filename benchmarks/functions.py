@@ -39,12 +39,13 @@ def rows(settings: Settings) -> list[Row]:
         plain.load_state_dict(module.state_dict())
         agree(spec.name, module(x).detach(), plain(x).detach(), 1e-4)
         compiled, naive = _pass(module, x), _pass(plain, x)
-        times = interleave({"gelu": gelu, "compiled": compiled, "naive": naive}, settings.repeats(5), settings.clock, spec.key)
+        sides = {"gelu": gelu, "compiled": compiled, "naive": naive}
+        times = interleave(sides, settings.repeats(5), settings.clock, spec.key)
         ratio, own = Ratio.of(times["compiled"], times["gelu"]), Ratio.of(times["compiled"], times["naive"])
         beside_gelu.append(ratio.median)
         beside_naive.append(own.median)
-        kept = _kept(module, x), _kept(plain, x)
-        what = f"{spec.name}: time / GELU's; / its own uncompiled {own.median:.2f}; keeps {kept[0]:.0f} B a number ({kept[1]:.0f})"
+        kept = f"keeps {_kept(module, x):.0f} B a number, uncompiled {_kept(plain, x):.0f}"
+        what = f"{spec.name}: time / GELU's; / its own uncompiled {own.median:.2f}; {kept}"
         table.append(Row(what, PEER, ratio, LIMIT))
     table.sort(key=lambda row: -row.ratio.median if isinstance(row.ratio, Ratio) else 0.0)
     return [_over(beside_gelu, PEER, LIMIT), _over(beside_naive, "its own uncompiled form", Goal("<=", 1.0)), *table]

@@ -337,7 +337,7 @@ def get(
     Args:
         name: name or alias; case, spaces, hyphens and underscores do not matter.
         experimental: whether functions whose formula is uncertain may be had.
-        num_parameters: 1, or the size of `channel_dim`: one value of each trainable parameter for each channel, or unit.
+        num_parameters: 1, or the size of `channel_dim`: one value of each trainable parameter for each channel.
         channel_dim: dimension of the channels; -1 for the units of a linear layer.
         trainable: make every parameter trainable (True) or none (False); as published if not given.
         fused: compile forward and backward into one kernel each (`torch.compile`).
@@ -360,12 +360,17 @@ def get(
         standard = {"num_parameters": 1, "channel_dim": 1, "trainable": None, "fused": False}
         given = {k: v for k, v in shape.items() if v != standard[k]} | parameters
         taken = inspect.signature(found.module).parameters
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
         strange = [k for k in given if k not in taken]
-        if strange:
+        if strange and not open_ended:
             raise InputError(unknown(f"setting of {found.name}", strange[0], builtins.list(taken)))
-        missing = [k for k, p in taken.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and k not in given]
+        missing = [
+            k for k, p in taken.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD and k not in given
+        ]
         if missing:
-            raise InputError(f"{found.name} needs {' and '.join(missing)}, such as get({found.key!r}, {missing[0]}=...)")
+            raise InputError(
+                f"{found.name} needs {' and '.join(missing)}, such as get({found.key!r}, {missing[0]}=...)"
+            )
         return found.module(**given)
     return Activation(found, **shape, **parameters)
 

@@ -58,8 +58,8 @@ def find_breaks(
 ) -> list[float]:
     """Where the derivative of an order jumps (order 0: the function itself).
 
-    A jump between neighbours of a grid is halved until only a step of 1e-9 is left: what is steep and smooth shrinks with
-    the step, a break does not.
+    A jump between neighbours of a grid is halved until only a step of 1e-9 is left: what is steep and smooth shrinks
+    with the step, a break does not.
 
     Args:
         f: elementwise function.
@@ -164,7 +164,8 @@ def _range(f: Function, x: np.ndarray, y: np.ndarray, limits: np.ndarray, whole:
     for sign in (-1, 1):
         finite = np.where(np.isfinite(y), sign * y, -math.inf)
         i = int(finite.argmax())
-        top = max(float(finite[i]), _refined(lambda at: sign * _values(f, at), x, i) if abs(x[i]) <= 10 else -math.inf)
+        near = abs(x[i]) <= 10
+        top = max(float(finite[i]), _refined(lambda at, s=sign: s * _values(f, at), x, i) if near else -math.inf)
         known = [float(sign * v) for v in limits if not math.isnan(v)]
         if whole and abs(x[i]) > 1e9 and top > 1e9:
             top = math.inf  # without a limit, such as x cos x
@@ -175,7 +176,7 @@ def _range(f: Function, x: np.ndarray, y: np.ndarray, limits: np.ndarray, whole:
 def _steepest(f: Function, x: np.ndarray, slope: np.ndarray, whole: bool) -> float:
     size = np.where(np.isfinite(slope), np.abs(slope), 0.0)
     i = int(size.argmax())
-    if whole and (abs(x[i]) > 100 and size[i] > 2 * size[np.abs(x) <= 100].max() or not np.isfinite(slope).all()):
+    if whole and ((abs(x[i]) > 100 and size[i] > 2 * size[np.abs(x) <= 100].max()) or not np.isfinite(slope).all()):
         return math.inf
     if abs(x[i]) > 10:
         return float(size[i])

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from actinium.core.errors import InputError
 from actinium.functions.array_units import ArrayUnit, Function, member
+from actinium.functions.b_splines import spline_pieces
 
 __all__ = ["BSplineEdge", "CubicSpline", "LinearSpline"]
 
@@ -122,15 +123,7 @@ class BSplineEdge(ArrayUnit):
         far = self.reach + k * step
         i = _segment(x, far, step, self.grid + 2 * k)
         t = (x.clamp(-far, far) + far) / step - i
-        # The k + 1 splines that are not 0 in a segment, raised from degree to degree (knots have distance 1 in t).
-        parts = [torch.ones_like(t)]
-        for degree in range(1, k + 1):
-            left: Tensor | float = 0.0
-            raised = []
-            for r, part in enumerate(parts):
-                raised.append(left + (r + 1 - t) * part / degree)
-                left = (t + degree - 1 - r) * part / degree
-            parts = [*raised, left + torch.zeros_like(t)]
+        parts = spline_pieces(t, k)
         table = functional.pad(self.c, (k, k))
         return sum(part * self.pick(table, i + m).to(x.dtype) for m, part in enumerate(parts))
 
