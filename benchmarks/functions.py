@@ -20,7 +20,7 @@ from benchmarks.settings import Settings
 
 __all__ = ["rows"]
 
-TINY = ("golu", "mish", "prelu", "softsign")
+TINY = ("golu", "prelu")
 PEER = "nn.GELU, compiled"
 LIMIT = Goal("<=", 1.3)
 

@@ -378,3 +378,11 @@ def test_planted_massive_activation_is_found_with_its_token_and_channel(tiny_lla
         exec(finding.look, space)
     assert "<bos>" in printed.getvalue()
     assert "first-position" in {f.rule for f in report.findings}
+
+
+def test_the_signal_is_measured_where_it_is_asked_for(tmp_path):
+    found = ac.report.scan("world:digits-cnn", dataset="digits", out=tmp_path, formats=["md"], limit=64, signal=True)
+    assert float(found.results["signal"]["variance"].min()) > 0
+    assert "Signal propagation" in (tmp_path / "report.md").read_text()
+    plain = ac.report.scan("world:digits-cnn", dataset="digits", out=None, limit=64)
+    assert "signal" not in plain.results
