@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from benchmarks import functions
 from benchmarks.paired import Ratio
 from benchmarks.settings import Settings
+
+from benchmarks import functions
 
 
 def test_each_function_has_a_row_beside_gelu_and_its_own_plain_form():
