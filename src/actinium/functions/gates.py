@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from actinium.functions.argument_bounds import at_least, logarithm
-from actinium.functions.stable import cdf, finite, floor_at_lowest, softplus
+from actinium.functions.stable import cdf, finite, floor_at_lowest, hypot, softplus
 
 __all__ = ["END", "algebraic", "apa", "aranda_ordaz", "capped_exp", "gelu", "silu"]
 
@@ -24,7 +24,7 @@ def capped_exp(x: Tensor) -> Tensor:
 def algebraic(x: Tensor) -> Tensor:
     """x / sqrt(1 + x^2)."""
     x = finite(x)
-    return x / torch.hypot(x, torch.ones_like(x))
+    return x / hypot(x, torch.ones_like(x))
 
 
 def aranda_ordaz(x: Tensor, a: Tensor | float) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from actinium.core.errors import InputError, unknown
 from actinium.functions.edge_layers import CoefficientLayer, KANLayer
+from actinium.functions.stable import hypot
 
 __all__ = [
     "FractionalKANLayer",
@@ -103,7 +104,7 @@ class RationalJacobiKANLayer(_JacobiLayer):
 
     def mapped(self, x: Tensor) -> Tensor:
         """x / sqrt(x^2 + L^2)."""
-        return x / torch.hypot(x, self.number("scale").to(x.dtype))
+        return x / hypot(x, self.number("scale").to(x.dtype))
 
 
 class FractionalKANLayer(_JacobiLayer):

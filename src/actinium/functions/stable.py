@@ -13,7 +13,9 @@ __all__ = [
     "exp_neg",
     "finite",
     "floor_at_lowest",
+    "gamma",
     "gumbel",
+    "hypot",
     "log1p_pos",
     "neg",
     "pdf",
@@ -27,6 +29,10 @@ sig = torch.sigmoid
 """Logistic function 1 / (1 + e^-x)."""
 
 LARGE = 1e-30
+LANCZOS = (
+    *(0.99999999999980993, 676.5203681218851, -1259.1392167224028, 771.32342877765313, -176.61502916214059),
+    *(12.507343278686905, -0.13857109526572012, 9.9843695780195716e-6, 1.5056327351493116e-7),
+)
 
 
 def pos(x: Tensor) -> Tensor:
@@ -51,7 +57,30 @@ def softplus(x: Tensor) -> Tensor:
 
 def cdf(x: Tensor) -> Tensor:
     """Distribution function of the standard normal, to full relative precision on the left."""
+    if torch.compiler.is_exporting():  # ONNX has no erfc
+        return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
     return 0.5 * torch.erfc(x * -math.sqrt(0.5))
+
+
+def hypot(a: Tensor, b: Tensor) -> Tensor:
+    """sqrt(a^2 + b^2) without overflow."""
+    if not torch.compiler.is_exporting():
+        return torch.hypot(a, b)
+    # ONNX has no hypot.
+    large, small = torch.maximum(a.abs(), b.abs()), torch.minimum(a.abs(), b.abs())
+    return large * torch.sqrt(1 + (small / large.clamp(min=torch.finfo(large.dtype).tiny)).square())
+
+
+def gamma(x: Tensor) -> Tensor:
+    """The Gamma function of numbers above 0."""
+    if not torch.compiler.is_exporting():
+        return torch.exp(torch.lgamma(x))
+    # ONNX has no lgamma: Lanczos's series (g = 7, 9 terms; Press et al., 2007, section 6.1).
+    total = torch.full_like(x, LANCZOS[0])
+    for k, c in enumerate(LANCZOS[1:]):
+        total = total + c / (x + k)
+    t = x + 6.5
+    return math.sqrt(2 * math.pi) * torch.exp((x - 0.5) * torch.log(t) - t) * total
 
 
 def pdf(x: Tensor) -> Tensor:

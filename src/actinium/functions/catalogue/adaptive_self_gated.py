@@ -13,7 +13,7 @@ from actinium.functions.argument_bounds import at_least, at_most, logarithm, ten
 from actinium.functions.dynamic_units import MetaACON
 from actinium.functions.gates import END, algebraic, apa, capped_exp
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
-from actinium.functions.stable import cdf, finite, floor_at_lowest, neg, pos, sig, softplus
+from actinium.functions.stable import cdf, finite, floor_at_lowest, hypot, neg, pos, sig, softplus
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -85,7 +85,7 @@ def _eis(
     x: Tensor, a: Tensor | float, b: Tensor | float, g: Tensor | float, d: Tensor | float, t: Tensor | float
 ) -> Tensor:
     u = finite(x)
-    root = torch.hypot(torch.sqrt(tensor_like(g, x)) * u, torch.sqrt(tensor_like(b, x)).expand_as(u))
+    root = hypot(torch.sqrt(tensor_like(g, x)) * u, torch.sqrt(tensor_like(b, x)).expand_as(u))
     rise = softplus(x).clamp(min=torch.finfo(torch.float32).tiny) ** a
     return u / (root + d * capped_exp(-t * x)) * rise
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from actinium.functions.argument_bounds import at_least, between, tensor_like
 from actinium.functions.gates import aranda_ordaz, capped_exp
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
-from actinium.functions.stable import finite, floor_at_lowest, neg, sig, softplus
+from actinium.functions.stable import finite, floor_at_lowest, hypot, neg, sig, softplus
 from actinium.functions.taaf import TAAF
 
 __all__ = ["FAMILY", "ROWS"]
@@ -55,7 +55,7 @@ def _sigramp(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
 
 def _multiquadratic(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
     away = x - a
-    return torch.hypot(away, tensor_like(at_least(b), x).expand_as(away))
+    return hypot(away, tensor_like(at_least(b), x).expand_as(away))
 
 
 def _radial(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:

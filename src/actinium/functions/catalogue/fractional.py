@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from actinium.functions.registry import INF, Parameter, Properties, fixed, row, trainable
-from actinium.functions.stable import cdf, finite, floor_at_lowest, pos, power, sig, softplus
+from actinium.functions.stable import cdf, finite, floor_at_lowest, gamma, pos, power, sig, softplus
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -21,8 +21,8 @@ FAMILY = "fractional order"
 
 def _power_rule(x: Tensor, a: Tensor | float) -> Tensor:
     """Derivative of order a of max(0, x): x^(1-a) / Gamma(2-a)."""
-    gamma = torch.exp(torch.lgamma(2 - torch.as_tensor(a, dtype=x.dtype, device=x.device)))
-    return power(x, 1 - a) / gamma
+    scale = gamma(2 - torch.as_tensor(a, dtype=x.dtype, device=x.device))
+    return power(x, 1 - a) / scale
 
 
 def _frac_prelu(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:

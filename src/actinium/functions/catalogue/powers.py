@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
-from actinium.functions.stable import finite, floor_at_lowest, pos, power, sig
+from actinium.functions.stable import finite, floor_at_lowest, hypot, pos, power, sig
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -228,7 +228,7 @@ ROWS = (
     row("SQU", "x^2+x", lambda x: x * (x + 1), "Noel 2021", Properties((-0.25, INF), (INF, INF), INF, False, INF, 1)),
     row(
         "Bent identity", r"\tfrac12(\sqrt{x^2+1}-1)+x",
-        lambda x: (torch.hypot(finite(x), torch.ones_like(x)) - 1) / 2 + x, "-", _line(1.5, 1, INF),
+        lambda x: (hypot(finite(x), torch.ones_like(x)) - 1) / 2 + x, "-", _line(1.5, 1, INF),
     ),
     row(
         "Mishra", r"\tfrac12(s^2+s),\ s=\frac{x}{1+|x|}", _mishra, "Mishra 2017",

@@ -20,7 +20,7 @@ from actinium.functions.rectifiers import (
     tent,
 )
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
-from actinium.functions.stable import cdf, finite, neg, pos, sig, softplus
+from actinium.functions.stable import cdf, finite, hypot, neg, pos, sig, softplus
 from actinium.functions.wavelet_units import GaussianReLU, MexicanReLU
 
 __all__ = ["FAMILY", "ROWS"]
@@ -43,7 +43,7 @@ def _smu(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
 def _smu1(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
     within = finite(x)
     width = torch.as_tensor(at_least(b), dtype=x.dtype, device=x.device)
-    y = within * ((1 + a) / 2) + torch.hypot(within * ((1 - a) / 2), width / 2)
+    y = within * ((1 + a) / 2) + hypot(within * ((1 - a) / 2), width / 2)
     return torch.where(x.isinf(), leaky(x, a), y)
 
 
@@ -81,7 +81,7 @@ def _reltanh(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
 
 
 def _blu(x: Tensor, a: Tensor | float) -> Tensor:
-    return x + a * (torch.hypot(finite(x), torch.ones((), dtype=x.dtype, device=x.device)) - 1)
+    return x + a * (hypot(finite(x), torch.ones((), dtype=x.dtype, device=x.device)) - 1)
 
 
 def _repsu(

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from actinium.functions.gates import END, capped_exp, gelu, silu
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
-from actinium.functions.stable import exp_neg, finite, floor_at_lowest, gumbel, neg, pos, sig, softplus
+from actinium.functions.stable import exp_neg, finite, floor_at_lowest, gumbel, hypot, neg, pos, sig, softplus
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -71,7 +71,7 @@ def _bell(x: Tensor) -> Tensor:
 def _root_gated(x: Tensor) -> Tensor:
     """x (1 + x / sqrt(1 + x^2)), without the difference of nearly equal numbers on the left."""
     u = finite(x)
-    root = torch.hypot(u, torch.ones_like(u))
+    root = hypot(u, torch.ones_like(u))
     return torch.where(x >= 0, x * (1 + u / root), u / root / (root - u.clamp(max=0.0)))
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 from actinium.functions.argument_bounds import at_least, between, logarithm, tensor_like
 from actinium.functions.gates import algebraic, apa, aranda_ordaz, capped_exp
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
-from actinium.functions.stable import finite, floor_at_lowest, gumbel, neg, power, sig, softplus
+from actinium.functions.stable import finite, floor_at_lowest, gumbel, hypot, neg, power, sig, softplus
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -84,12 +84,12 @@ def _multistate(x: Tensor, a: Tensor | float, b: Tensor | float, n: int) -> Tens
 
 def _rootsig(x: Tensor, a: Tensor | float) -> Tensor:
     u = finite(a * x)
-    return u / (1 + torch.hypot(u, torch.ones_like(u)))
+    return u / (1 + hypot(u, torch.ones_like(u)))
 
 
 def _isru(x: Tensor, a: Tensor | float) -> Tensor:
     x = finite(x)
-    return x / torch.hypot(torch.sqrt(tensor_like(a, x)) * x, torch.ones_like(x))
+    return x / hypot(torch.sqrt(tensor_like(a, x)) * x, torch.ones_like(x))
 
 
 def _sqnl(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actinium.functions.registry import INF, Parameter, Properties, fixed, row, trainable
-from actinium.functions.stable import finite, floor_at_lowest, pos, softplus
+from actinium.functions.stable import finite, floor_at_lowest, hypot, pos, softplus
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -17,7 +17,7 @@ FAMILY = "softplus and smooth ReLU"
 
 def _root(t: Tensor, e: Tensor | float) -> Tensor:
     """sqrt(t^2 + e) without overflow; e is positive."""
-    return torch.hypot(t, torch.sqrt(torch.as_tensor(e, dtype=t.dtype, device=t.device)))
+    return hypot(t, torch.sqrt(torch.as_tensor(e, dtype=t.dtype, device=t.device)))
 
 
 def _squareplus(x: Tensor, b: Tensor | float) -> Tensor:
