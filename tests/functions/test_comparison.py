@@ -11,8 +11,9 @@ from scipy import stats
 from torch import nn
 
 from actinium.core.errors import InputError, UnknownNameError
-from actinium.functions.comparison import _holm, compare_activations, paired_comparison, t_interval
+from actinium.functions.comparison import compare_activations
 from actinium.functions.comparison_tasks import TASKS, ComparisonTask, mlp, task
+from actinium.functions.run_statistics import holm, paired_comparison, t_interval
 
 
 class Scaled(nn.Module):
@@ -80,7 +81,7 @@ def test_the_statistics_are_those_of_scipy():
     assert found["effect"] == pytest.approx((a - b).mean() / (a - b).std(ddof=1))
     low, high = t_interval(a)
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 8, a.mean(), stats.sem(a)))
-    assert _holm(np.array([math.nan, 0.04, 0.01, 0.03])) == pytest.approx([math.nan, 0.06, 0.03, 0.06], nan_ok=True)
+    assert holm(np.array([math.nan, 0.04, 0.01, 0.03])) == pytest.approx([math.nan, 0.06, 0.03, 0.06], nan_ok=True)
     assert all(math.isnan(v) for v in t_interval([1.0]))
     assert paired_comparison([1.0, 2.0], [1.0, 2.0])["p"] == 1
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import actinium as ac
+from actinium.core.concentration import gini
 from actinium.core.errors import InputError, SiteError
 from actinium.signal.activation_balance import (
     compare_balance,
@@ -19,7 +20,7 @@ from actinium.signal.activation_balance import (
     pruning_curve,
     sensitivity_balance,
 )
-from actinium.signal.neuron_activation import gini, neuron_activation_rate
+from actinium.signal.neuron_activation import neuron_activation_rate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 

@@ -261,6 +261,7 @@ def _value(node: Node, x: Tensor, betas: Iterator[Any], poles: list[Tensor] | No
 
 
 def made_safe(node: Node) -> Node:
+    """The same expression with the root and the quotient that are defined everywhere."""
     name = {"sqrt": "safe_sqrt", "div": "safe_div"}.get(node.name, node.name)
     return Node(name, tuple(made_safe(arg) for arg in node.args))
 

@@ -20,9 +20,10 @@ from actinium.core.result import Result
 from actinium.functions.comparison_tasks import ComparisonTask, task
 from actinium.functions.landscapes import filter_normalised
 from actinium.functions.registry import get
+from actinium.functions.run_statistics import holm, paired_comparison, t_interval
 from actinium.functions.task_training import trained_network
 
-__all__ = ["compare_activations", "paired_comparison", "t_interval"]
+__all__ = ["compare_activations"]
 
 NOISE = (0.25, 0.5, 1.0)
 """Standard deviations of the noise that is added to test inputs."""
@@ -96,47 +97,6 @@ def compare_activations(
         cell: _run(chosen, factories[cell[0]], cell[1]) for cell in shown(cells, f"compare on {chosen.name}", progress)
     }
     return _result(chosen, list(factories), list(seeds), runs, level)
-
-
-def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Student's interval of a mean; NaN for fewer than two values.
-
-    Raises:
-        InputError: the level is not inside of 0..1.
-    """
-    from scipy import stats
-
-    if not 0 < level < 1:
-        raise InputError(f"a level lies between 0 and 1, got {level}")
-    v = np.asarray(values, dtype=float)
-    if len(v) < 2:
-        return math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
-    return float(v.mean() - half), float(v.mean() + half)
-
-
-def paired_comparison(values: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    """Mean difference, p of the paired t-test and Cohen's d of the differences; NaN for fewer than two pairs.
-
-    Raises:
-        InputError: there are not as many of both.
-    """
-    from scipy import stats
-
-    if len(values) != len(reference):
-        raise InputError(f"{len(values)} values and {len(reference)} of the reference are no pairs")
-    d = np.asarray(values, dtype=float) - np.asarray(reference, dtype=float)
-    if len(d) < 2:
-        return {"difference": float(d.mean()) if len(d) else math.nan, "p": math.nan, "effect": math.nan}
-    sd = float(d.std(ddof=1))
-    if sd == 0:
-        return {
-            "difference": float(d.mean()),
-            "p": 1.0 if d.mean() == 0 else 0.0,
-            "effect": 0.0 if d.mean() == 0 else math.inf,
-        }
-    p = float(2 * stats.t.sf(abs(d.mean()) / (sd / math.sqrt(len(d))), len(d) - 1))
-    return {"difference": float(d.mean()), "p": p, "effect": float(d.mean() / sd)}
 
 
 def _run(on: ComparisonTask, activation: Callable[[], nn.Module], seed: int) -> _Run:
@@ -230,7 +190,7 @@ def _result(
     data: dict[str, Any] = {key: ("activation", np.array(values)) for key, values in rows.items()}
     data["score"] = (("activation", "seed"), scores)
     data["rank"] = ("activation", best + 1)
-    data["p_holm"] = ("activation", _holm(np.array(rows["p"])))
+    data["p_holm"] = ("activation", holm(np.array(rows["p"])))
     data["curve"] = (("activation", "seed", "epoch"), np.array([[runs[n, s].curve for s in seeds] for n in names]))
     for key in ("latent_variance", "gradient_norm", "gradient_decay", "dead_units", "roughness"):
         data[key] = ("activation", np.array([np.mean([runs[n, s].figures[key] for s in seeds]) for n in names]))
@@ -248,14 +208,3 @@ def _result(
         rate=on.rate, **on.facts,
     )  # fmt: skip
     return Result(dataset[first], "compare_activations", "gelu-analysis", run)
-
-
-def _holm(p: np.ndarray) -> np.ndarray:
-    """Holm's correction; the reference, whose p is NaN, does not count."""
-    found = np.full(len(p), math.nan)
-    order = [i for i in np.argsort(p, kind="stable") if not math.isnan(p[i])]
-    worst = 0.0
-    for step, i in enumerate(order):
-        worst = max(worst, min(1.0, (len(order) - step) * float(p[i])))
-        found[i] = worst
-    return found

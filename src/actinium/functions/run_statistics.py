@@ -1,4 +1,4 @@
-"""Runs of two settings that are not paired: means, deviations, Welch's test, Cohen's d."""
+"""Runs of two settings, paired by seed or not: intervals, t-tests, effects, and a correction for many of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,48 @@ import numpy as np
 
 from actinium.core.errors import InputError
 
-__all__ = ["welch_comparison"]
+__all__ = ["holm", "paired_comparison", "t_interval", "welch_comparison"]
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean; NaN for fewer than two values.
+
+    Raises:
+        InputError: the level is not inside of 0..1.
+    """
+    from scipy import stats
+
+    if not 0 < level < 1:
+        raise InputError(f"a level lies between 0 and 1, got {level}")
+    v = np.asarray(values, dtype=float)
+    if len(v) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
+    return float(v.mean() - half), float(v.mean() + half)
+
+
+def paired_comparison(values: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    """Mean difference, p of the paired t-test and Cohen's d of the differences; NaN for fewer than two pairs.
+
+    Raises:
+        InputError: there are not as many of both.
+    """
+    from scipy import stats
+
+    if len(values) != len(reference):
+        raise InputError(f"{len(values)} values and {len(reference)} of the reference are no pairs")
+    d = np.asarray(values, dtype=float) - np.asarray(reference, dtype=float)
+    if len(d) < 2:
+        return {"difference": float(d.mean()) if len(d) else math.nan, "p": math.nan, "effect": math.nan}
+    sd = float(d.std(ddof=1))
+    if sd == 0:
+        return {
+            "difference": float(d.mean()),
+            "p": 1.0 if d.mean() == 0 else 0.0,
+            "effect": 0.0 if d.mean() == 0 else math.inf,
+        }
+    p = float(2 * stats.t.sf(abs(d.mean()) / (sd / math.sqrt(len(d))), len(d) - 1))
+    return {"difference": float(d.mean()), "p": p, "effect": float(d.mean() / sd)}
 
 
 def welch_comparison(values: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
@@ -53,3 +94,17 @@ def welch_comparison(values: Sequence[float], reference: Sequence[float]) -> dic
 
 def _variance(group: np.ndarray) -> float:
     return float(group.var(ddof=1))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's correction of p values (n,); those that are NaN do not count.
+
+    Source: Holm, 1979.
+    """
+    found = np.full(len(p), math.nan)
+    order = [i for i in np.argsort(p, kind="stable") if not math.isnan(p[i])]
+    worst = 0.0
+    for step, i in enumerate(order):
+        worst = max(worst, min(1.0, (len(order) - step) * float(p[i])))
+        found[i] = worst
+    return found

@@ -13,13 +13,14 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from actinium.core.concentration import gini
 from actinium.core.errors import InputError
 from actinium.core.inputs import Inputs
 from actinium.core.model import Model
 from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
-from actinium.signal.neuron_activation import PAPER, gini, input_batches, neuron_activation_rate
+from actinium.signal.neuron_activation import PAPER, input_batches, neuron_activation_rate
 
 __all__ = ["compare_balance", "parameter_sensitivity", "pruning_curve", "sensitivity_balance"]
 

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actinium.core.concentration import gini
 from actinium.core.errors import InputError
 from actinium.core.inputs import Inputs
 from actinium.core.model import Model
@@ -19,7 +20,7 @@ from actinium.core.provenance import provenance
 from actinium.core.reducers import Context, feature_rows
 from actinium.core.result import Result
 
-__all__ = ["gini", "input_batches", "neuron_activation_rate"]
+__all__ = ["input_batches", "neuron_activation_rate"]
 
 PAPER = "metro-t0"
 RARE = 1e-3
@@ -96,16 +97,6 @@ def neuron_activation_rate(
     record = provenance(model, [p.arguments | {str(i): v for i, v in enumerate(p.positional)} for p in batches])
     record["settings"] = {"at": sites, "tau": tau, "relative": relative}
     return Result(xr.Dataset(data, {"site": sites}, hints), "neuron_activation_rate", PAPER, record)
-
-
-def gini(values: NDArray[np.float64]) -> float:
-    """Gini coefficient of values (n,) from 0 on: 0 where all are equal, (n - 1) / n where one holds all, NaN of zeros.
-
-    Source: Gini, 1912.
-    """
-    x = np.sort(np.asarray(values, dtype=np.float64))
-    n, total = len(x), x.sum()
-    return float((2 * np.arange(1, n + 1) - n - 1) @ x / (n * total)) if total > 0 else float("nan")
 
 
 def input_batches(model: Model, inputs: Any, batch_size: int) -> list[Inputs]:

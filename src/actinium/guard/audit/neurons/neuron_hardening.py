@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from actinium.core.concentration import gini as gini_of
 from actinium.core.edit import Edit, Where
 from actinium.core.errors import InputError
 from actinium.core.model import Model
@@ -54,11 +55,7 @@ def gini(weights: Any) -> float:
 
     Source: Gini, 1912.
     """
-    w = np.sort(_sizes(weights))
-    if not w.any():
-        return float("nan")
-    n = len(w)
-    return float((2 * np.arange(1, n + 1) - n - 1) @ w / (n * w.sum()))
+    return gini_of(_sizes(weights))
 
 
 def concentration(neurons: SafetyNeurons) -> Result:
