@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import matplotlib
 
@@ -62,12 +64,23 @@ def api_page(room: str) -> str:
         if isinstance(found, ModuleType):
             modules[found.__name__] = public_names(found)
         else:
-            modules.setdefault(found.__module__, []).append(found.__name__)
+            module, own = home_of(package, name, found)
+            modules.setdefault(module, []).append(own)
     parts = [f"# actinium.{room}"]
     for module, names in sorted(modules.items()):
         parts.append(f"## {module.rpartition('.')[2]}\n\n{importlib.import_module(module).__doc__}")
         parts += [f"::: {module}.{name}" for name in dict.fromkeys(names)]
     return "\n\n".join(parts) + "\n"
+
+
+def home_of(package: ModuleType, name: str, found: Any) -> tuple[str, str]:
+    """The module that defines what a room hands on, and its name there; a constant does not know its module."""
+    if isinstance(getattr(found, "__module__", None), str) and isinstance(getattr(found, "__name__", None), str):
+        return found.__module__, found.__name__
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if name in getattr(importlib.import_module(info.name), "__all__", ()):
+            return info.name, name
+    raise LookupError(f"no module of {package.__name__} has {name} in its __all__")
 
 
 def public_names(module: ModuleType) -> list[str]:
