@@ -51,4 +51,4 @@ def test_vectors_that_differ_are_refused():
     ours = steering.ac.steering.SteeringVector({"blocks.0.resid_post": torch.ones(model.d_model)})
     theirs = SimpleNamespace(layer_activations={0: -torch.ones(model.d_model)})
     with pytest.raises(Disagreement, match="block 0"):
-        steering._check(model, {"mean": ours, steering.VECTORS: theirs}, "mean", "component")
+        steering._check(model, {"mean": ours, steering.VECTORS: theirs}, "mean", "component", (["w1"], ["w2"]))
