@@ -60,6 +60,7 @@ def test_functions_take_the_place_of_a_models_own(tmp_path):
     [
         (("relu", "golu", "--task", "cats"), "pass its texts"),
         (("relu",), "two activation functions"),
+        (("relu", "golu", "--old", "relu"), "are for a model"),
         (("relu", "mosh"), "Mish"),
     ],
 )

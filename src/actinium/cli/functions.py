@@ -9,7 +9,7 @@ import typer
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Activation functions: list, show, compare.", no_args_is_help=True)
+app = typer.Typer(help="Activation functions: list, show, compare, search.", no_args_is_help=True)
 
 
 @app.command(name="list")
@@ -43,7 +43,8 @@ def list_(
         spec = functions.spec(name)
         values = ", ".join(f"{k}={p.default:g}{'*' if p.trainable else ''}" for k, p in spec.parameters.items())
         table.add_row(name, spec.family, spec.formula, values, spec.source)
-    Console().print(table, highlight=False, markup=False) if names else None
+    if names:
+        Console().print(table, highlight=False, markup=False)
     typer.echo(f"{len(names)} functions" + (" (* learnt)" if names else ""))
 
 
@@ -118,6 +119,8 @@ def compare(
     hide_weight_bars()
     settings = {} if epochs is None else {"epochs": epochs}
     on: Any = task
+    if task in functions.TASKS and (text is not None or old is not None):
+        raise InputError(f"--text and --old are for a model; {task} has its own data and network")
     if task not in functions.TASKS:
         if text is None:
             raise InputError(

@@ -1,4 +1,4 @@
-"""A function of one number, as the integrals of this room need it: checked, in float64, with its kinks known."""
+"""A function of one number, as integrals over Gaussians need it: checked, in float64, with its kinks known."""
 
 from __future__ import annotations
 

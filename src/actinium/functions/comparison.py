@@ -205,6 +205,6 @@ def _result(
     first = ["mean", *[k for k in data if k != "mean"]]
     run = provenance(
         seed=seeds[0], task=on.name, seeds=seeds, activations=names, epochs=on.epochs, batch_size=on.batch_size,
-        rate=on.rate, **on.facts,
+        rate=on.rate, facts=dict(on.facts),
     )  # fmt: skip
     return Result(dataset[first], "compare_activations", "gelu-analysis", run)

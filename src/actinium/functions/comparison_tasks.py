@@ -33,6 +33,7 @@ class ComparisonTask:
         higher_is_better: whether a larger score is.
         epochs, batch_size, rate: of training with Adam.
         continuous: whether inputs are real numbers, to which noise can be added.
+        facts: what else the provenance of a comparison holds, such as a model's fingerprint.
     """
 
     name: str

@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from actinium.core.elementwise_function import elementwise
 from actinium.core.errors import InputError, unknown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
@@ -31,7 +32,7 @@ from actinium.functions.input_density import (
     sample_values,
 )
 from actinium.functions.replacement import find_activations
-from actinium.functions.shape_analysis import check_elementwise, derivatives
+from actinium.functions.shape_analysis import derivatives
 
 __all__ = [
     "DynamicEAFO",
@@ -70,7 +71,7 @@ def output_entropy(
     """
     if method not in METHODS:
         raise InputError(unknown("method", method, METHODS))
-    check_elementwise(fn)
+    elementwise(fn)
     known = isinstance(p, str | Density)
     if method == "vasicek":
         x = _draws(density_of(p), n, seed) if known else sample_values(p)
@@ -190,7 +191,7 @@ def eafo_correction(fn: Function, density: str | Density | Any, grid: Any) -> En
     x = np.asarray(torch.as_tensor(grid).detach().cpu(), dtype=np.float64)
     if x.ndim != 1 or len(x) < 5 or not np.isfinite(x).all() or not (np.diff(x) > 0).all():
         raise InputError("a grid is a vector of 5 rising numbers or more")
-    check_elementwise(fn)
+    elementwise(fn)
     mass, rise = _density_on(x, density)
     total = float(np.trapezoid(mass, x))
     if not (mass >= 0).all() or abs(total - 1) > WHOLE:
@@ -294,7 +295,7 @@ class DynamicEAFO(nn.Module):
         super().__init__()
         if every < 1 or memory < 10 or points < 5:
             raise InputError(f"every is 1, memory 10 and points 5 or more; got {every}, {memory} and {points}")
-        check_elementwise(fn)
+        elementwise(fn)
         self.fn, self.every, self.memory, self.points = fn, every, memory, points
         self.eps = nn.Parameter(torch.tensor(float(eps)))
         self.register_buffer("seen", torch.full((memory,), math.nan))

@@ -26,7 +26,8 @@ class Activation(nn.Module):
     """A function of the catalogue as a module.
 
     Trainable parameters are `nn.Parameter`s of shape (num_parameters,); they belong into an optimiser's group without
-    weight decay (`undecayed`). Others are plain numbers. Functions that draw while training use the mean in evaluation.
+    weight decay, where `ac.signal.decay_groups` puts them. Others are plain numbers. Functions that draw while training
+    use the mean in evaluation.
 
     Args:
         spec: the function.

@@ -83,5 +83,5 @@ def model_task(
     return ComparisonTask(
         model.name, build, (train[:, :-1], train[:, 1:]), (test[:, :-1], test[:, 1:]), loss,
         lambda out, target: float(loss(out, target)), "cross-entropy (nats)", higher_is_better=False, epochs=epochs,
-        batch_size=batch_size, rate=rate, continuous=False, facts={"fingerprint": model.fingerprint()},
+        batch_size=batch_size, rate=rate, continuous=False, facts={"model": model.fingerprint()},
     )  # fmt: skip

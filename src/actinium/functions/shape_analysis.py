@@ -9,34 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actinium.core.elementwise_function import elementwise
 from actinium.core.errors import InputError
 from actinium.functions.registry import Properties
 
-__all__ = ["check_elementwise", "derivatives", "find_breaks", "longest_dead_zone", "measure_properties"]
+__all__ = ["derivatives", "find_breaks", "longest_dead_zone", "measure_properties"]
 
 Function = Callable[[Tensor], Tensor]
 FAR = np.concatenate([np.arange(10.05, 60.0, 0.05), 10.0 ** np.arange(2, 17)])
 """Beyond the grid; up to 60 closely, since some functions have a second step out there."""
 HUGE = 1e300
-
-
-def check_elementwise(f: Function) -> None:
-    """Refuse what is no function of each element by itself.
-
-    Raises:
-        InputError: the shape changes, or a value depends on its neighbours.
-    """
-    x = torch.linspace(-3.0, 3.0, 14, dtype=torch.float64).view(2, 7)
-    with torch.no_grad():
-        y = f(x)
-        if not isinstance(y, Tensor) or y.shape != x.shape:
-            raise InputError("an elementwise function keeps the shape of its input; this one does not")
-        other = x.flip(1).clone()
-        other[0, 2] = x[0, 2]
-        if not torch.allclose(f(other)[0, 2], y[0, 2], rtol=1e-9, atol=1e-12, equal_nan=True):
-            raise InputError(
-                "this function's value at one place changes with its input at others; it is not elementwise"
-            )
 
 
 def derivatives(f: Function, x: np.ndarray, order: int = 1) -> list[np.ndarray]:
@@ -112,7 +94,7 @@ def measure_properties(f: Function, domain: tuple[float, float] = (-math.inf, ma
     Raises:
         InputError: it is not elementwise, or not finite inside of the domain.
     """
-    check_elementwise(f)
+    elementwise(f)  # refuses what is not
     lo, hi = max(domain[0], -10.0), min(domain[1], 10.0)
     near = np.linspace(lo, hi, 20001)
     whole = not any(map(math.isfinite, domain))

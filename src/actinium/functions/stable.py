@@ -28,7 +28,8 @@ __all__ = [
 sig = torch.sigmoid
 """Logistic function 1 / (1 + e^-x)."""
 
-LARGE = 1e-30
+SMALLEST = 1e-30
+"""Stands for 0 in a logarithm."""
 LANCZOS = (
     *(0.99999999999980993, 676.5203681218851, -1259.1392167224028, 771.32342877765313, -176.61502916214059),
     *(12.507343278686905, -0.13857109526572012, 9.9843695780195716e-6, 1.5056327351493116e-7),
@@ -111,7 +112,7 @@ def log1p_pos(x: Tensor) -> Tensor:
 
 def power(x: Tensor, p: Tensor | float) -> Tensor:
     """max(0, x)^p whose gradients with respect to x and p stay finite at 0, and are 0 where it is infinite."""
-    size = p * torch.log(x.clamp(min=LARGE))
+    size = p * torch.log(x.clamp(min=SMALLEST))
     numbers = torch.finfo(size.dtype)
     over = size > math.log(numbers.max) * (1 - 4 * numbers.eps)
     grown = torch.where(over, math.inf, torch.exp(torch.where(over, 0.0, size)))

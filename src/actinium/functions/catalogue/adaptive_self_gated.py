@@ -108,7 +108,7 @@ SAME = "SiLU at its default"
 
 ROWS = (
     row("Swish", r"x \sigma(b x)", _swish, "Ramachandran 2017", SWISH, {"b": trainable(1.0)}, note=SAME),
-    row("E-swish", r"a x \sigma(x)", lambda x, a: a * _swish(x, 1.0), "Alcaide 2018",
+    row("E-swish", r"a x \sigma(x)", lambda x, a: a * functional.silu(floor_at_lowest(x)), "Alcaide 2018",
         P((1.5 * BUMP, INF), (0, INF), INF, False, 1.5 * 1.099839, 0.75), {"a": fixed(1.5, 1.0, 2.0)}),
     row("AHAF", r"a x \sigma(b x)", lambda x, a, b: a * _swish(x, b), "Bodyanskiy 2022", SWISH,
         {"a": trainable(1.0), "b": trainable(1.0)}, confidence="b", note=SAME),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from actinium.functions.registry import INF, Parameter, Properties, fixed, row, trainable
-from actinium.functions.stable import cdf, finite, floor_at_lowest, gamma, pos, power, sig, softplus
+from actinium.functions.stable import finite, floor_at_lowest, gamma, pos, power, sig, softplus
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -47,11 +47,12 @@ def _growing(x: Tensor, a: Tensor | float, h: Tensor | float, N: int, base: Call
 
 
 def _silu(x: Tensor) -> Tensor:
-    return x * sig(x)
+    return functional.silu(x)
 
 
 def _gelu(x: Tensor) -> Tensor:
-    return x * cdf(x)
+    # PyTorch's doubles x before it halves it, which the largest numbers do not stand.
+    return torch.where(x > 10, x, functional.gelu(x.clamp(max=10.0)))
 
 
 def _falu(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
