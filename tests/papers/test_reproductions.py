@@ -46,7 +46,7 @@ class Kept:
     def keep(self, slug: str, run: Evidence) -> None:
         self.cache.set(f"reproductions/{slug}", [self.sources, as_kept(run)])
 
-    def first(self, slug: str) -> str:
+    def first(self, slug: str) -> dict[str, float | str]:
         sources, found = self.cache.get(f"reproductions/{slug}", [None, None])
         return found if sources == self.sources else as_kept(reproduce(slug, seed=0, quick=True))
 
@@ -56,9 +56,24 @@ def kept(request, sources):
     return Kept(request.config.cache, sources)
 
 
-def as_kept(run: Evidence) -> str:
-    """Every measured value, exactly."""
-    return json.dumps(dict(run.measured))
+def as_kept(run: Evidence) -> dict[str, float | str]:
+    """Every measured value, as it comes back from the cache."""
+    return json.loads(json.dumps(dict(run.measured)))
+
+
+def differing(a: dict[str, float | str], b: dict[str, float | str]) -> list[str]:
+    """Names of the measured values that differ, of numbers those that differ by more than rounding.
+
+    NumPy aligns its arrays to 16 bytes, as the allocator gives them, and BLAS sums in another order at another
+    address: the last digits of a least-squares fit are not the same in every process.
+    """
+    return [name for name in a.keys() | b.keys() if not _same(a.get(name), b.get(name))]
+
+
+def _same(a: float | str | None, b: float | str | None) -> bool:
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)
+    return type(a) is type(b) and a == b
 
 
 def test_module_states_the_facts_of_the_catalogue(entry):
@@ -85,4 +100,5 @@ def test_quick_run_gives_complete_evidence(entry, kept):
 @pytest.mark.again
 def test_same_seed_gives_the_same_numbers(entry, kept):
     first = kept.first(entry.slug)
-    assert as_kept(reproduce(entry.slug, seed=0, quick=True)) == first
+    again = as_kept(reproduce(entry.slug, seed=0, quick=True))
+    assert {name: (first.get(name), again.get(name)) for name in differing(first, again)} == {}
