@@ -45,6 +45,9 @@ def test_functions_are_compared_and_written(tmp_path):
     assert list(table.index) == ["relu", "golu"] and table["mean"].between(0.2, 1).all()
     assert (tmp_path / "c" / "comparison.svg").exists()
     assert ac.Result.load(tmp_path / "c" / "comparison.zarr")["score"].shape == (2, 2)
+    assert len((tmp_path / "c" / "runs.jsonl").read_text().splitlines()) == 5
+    again = run("compare", "relu", "golu", "--task", "digits", "--seeds", 2, "--epochs", 2, "--out", tmp_path / "c")
+    assert again.exit_code == 2 and "different epochs" in again.output
 
 
 def test_functions_take_the_place_of_a_models_own(tmp_path):

@@ -41,4 +41,4 @@ def test_what_cannot_be_searched_is_refused(tmp_path):
     options = ("--task", "regression", "--epochs", "1", "--budget", "1", "--out", out)
     assert run(*options).exit_code == 0
     other = run(*options, "--seed", "1")
-    assert other.exit_code != 0 and "another seed" in other.output
+    assert other.exit_code != 0 and "different seed" in other.output

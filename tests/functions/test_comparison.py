@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from actinium.core.errors import InputError, UnknownNameError
+from actinium.core.errors import InputError, LoadError, UnknownNameError
 from actinium.functions.comparison import compare_activations
 from actinium.functions.comparison_tasks import TASKS, ComparisonTask, mlp, task
 from actinium.functions.run_statistics import holm, paired_comparison, t_interval
@@ -97,6 +97,36 @@ def test_every_task_trains(name):
     curve = found["curve"].values
     assert np.isfinite(curve).all() and (curve[..., -1] < curve[..., 0]).all()
     assert np.isfinite(found["noisy"].values).all() == chosen.continuous
+
+
+def test_a_comparison_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path):
+    made = []
+
+    class Counted(nn.ReLU):
+        def __init__(self, stop=99):
+            super().__init__()
+            made.append(self)
+            if len(made) == stop:
+                raise KeyboardInterrupt
+
+    file, functions = tmp_path / "runs.jsonl", {"relu": nn.ReLU, "drawn": Scaled, "NaN": Broken}
+    whole = compare_activations(functions | {"counted": Counted}, "digits", (0, 1), epochs=1)
+    each = (len(made) - 1) // 2
+    del made[:]
+    with pytest.raises(KeyboardInterrupt):
+        compare_activations(functions | {"counted": lambda: Counted(2 + each)}, "digits", (0, 1), epochs=1, path=file)
+    assert len(file.read_text().splitlines()) == 1 + 3 * 2 + 1
+    del made[:]
+    found = compare_activations(functions | {"counted": Counted}, "digits", (0, 1), epochs=1, path=file)
+    assert len(made) == 1 + each
+    assert found.data.drop_attrs().equals(whole.data.drop_attrs())
+    # More seeds may be added; another function of the same name is another run; another task is refused.
+    longer = compare_activations(functions, "digits", (0, 1, 2), epochs=1, path=file)
+    assert longer["score"].sel(activation="relu").values[:2] == pytest.approx(whole["score"].values[0])
+    other = compare_activations({"relu": nn.Tanh, "drawn": Scaled}, "digits", (0,), epochs=1, path=file)
+    assert float(other["score"].sel(activation="relu", seed=0)) != float(whole["score"].sel(activation="relu", seed=0))
+    with pytest.raises(LoadError, match="different epochs"):
+        compare_activations(functions, "digits", (0, 1), epochs=2, path=file)
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -106,7 +106,12 @@ def compare(
     epochs: Annotated[int | None, typer.Option(min=1, help="of training; the task's own if absent")] = None,
     text: Annotated[Path | None, typer.Option(help="texts for a model, one per line")] = None,
     old: Annotated[str | None, typer.Option(help="which function of a model is exchanged; all if absent")] = None,
-    out: Annotated[Path | None, typer.Option(help="folder for table.csv, figures and the values (Zarr)")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder for table.csv, figures, the values (Zarr) and finished runs: a stopped comparison goes on"
+        ),
+    ] = None,
 ) -> None:
     """Train the same network with each function, from the same weights on the same batches, and compare."""
     from rich.console import Console
@@ -130,7 +135,8 @@ def compare(
 
         texts = [line for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
         on, settings = functions.model_task(load(task), texts, old, **settings), {}
-    found = functions.compare_activations(names, on, range(seeds), progress=True, **settings)
+    file = None if out is None else out / "runs.jsonl"
+    found = functions.compare_activations(names, on, range(seeds), path=file, progress=True, **settings)
     data = found.data
     columns = (
         "mean",

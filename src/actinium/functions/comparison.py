@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ import xarray as xr
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError
+from actinium.core.journal import Journal
 from actinium.core.progress import shown
-from actinium.core.provenance import provenance
+from actinium.core.provenance import fingerprint, provenance
 from actinium.core.result import Result
 from actinium.functions.comparison_tasks import ComparisonTask, task
 from actinium.functions.landscapes import filter_normalised
@@ -42,6 +44,23 @@ class _Run:
     figures: dict[str, float]
     noisy: list[float]
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it, where a number that is not finite is null."""
+        values = asdict(self)
+        return {key: _each(value, lambda x: x if math.isfinite(x) else None) for key, value in values.items()}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> _Run:
+        """The inverse of `plain`, but that infinities come back as NaN."""
+        return cls(**{key: _each(value, lambda x: math.nan if x is None else x) for key, value in values.items()})
+
+
+def _each(value: Any, f: Callable[[Any], Any]) -> Any:
+    """A function of each number in lists and mappings."""
+    if isinstance(value, Mapping):
+        return {k: _each(v, f) for k, v in value.items()}
+    return [_each(v, f) for v in value] if isinstance(value, list) else f(value)
+
 
 def compare_activations(
     activations: Sequence[str] | Mapping[str, Callable[[], nn.Module]],
@@ -49,6 +68,7 @@ def compare_activations(
     seeds: Sequence[int] = (0, 1, 2),
     *,
     level: float = 0.95,
+    path: str | os.PathLike[str] | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Result:
@@ -61,6 +81,8 @@ def compare_activations(
         on: name of a task (see `task`), or a `ComparisonTask`.
         seeds: of weights and batches, two or more for intervals and tests.
         level: coverage of the intervals.
+        path: a file that keeps finished runs; the same call goes on from it, and may add functions and seeds. A task of
+            one's own is known by its data, its network and the names of its loss and score.
         progress: show a progress bar.
         settings: of a task that is given by its name.
 
@@ -73,7 +95,9 @@ def compare_activations(
         with noise on the inputs). A run whose loss is not finite has the score NaN and counts as failed ("failed").
 
     Raises:
-        InputError: fewer than two functions, no seeds, a seed twice, or settings for a task of one's own.
+        InputError: fewer than two functions, no seeds, a seed twice, settings for a task of one's own, or a file that
+            cannot be written.
+        LoadError: the file belongs to another task, or is damaged.
         UnknownNameError: there is no function of a name.
 
     Source: what Lee, 2023 and Misra, 2020 compare; the directions are those of Li et al., 2018.
@@ -89,14 +113,45 @@ def compare_activations(
         if isinstance(activations, Mapping)
         else {name: (lambda name=name: get(name)) for name in activations}
     )
-    for factory in factories.values():
-        factory()  # an unknown name is refused before any work
+    # Made once before any work, so that an unknown name is refused.
+    known = {name: _identity(factory) for name, factory in factories.items()}
     chosen = task(on, **settings) if isinstance(on, str) else on
-    cells = list(itertools.product(factories, seeds))
-    runs = {
-        cell: _run(chosen, factories[cell[0]], cell[1]) for cell in shown(cells, f"compare on {chosen.name}", progress)
-    }
+    file = Journal(path, "comparison", _described(chosen))
+    kept = {(row["activation"], row["module"], row["seed"]): _Run.of(row["run"]) for row in file.rows}
+    runs: dict[tuple[str, int], _Run] = {}
+    for name, seed in shown(list(itertools.product(factories, seeds)), f"compare on {chosen.name}", progress):
+        run = kept.get((name, known[name], seed))
+        if run is None:
+            run = _run(chosen, factories[name], seed)
+            file.add({"activation": name, "module": known[name], "seed": seed, "run": run.plain()})
+        runs[name, seed] = run
     return _result(chosen, list(factories), list(seeds), runs, level)
+
+
+def _identity(factory: Callable[[], nn.Module]) -> str:
+    """What a run depends on of its activation module: class, settings and parameters."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        module = factory()
+    return fingerprint([f"{type(module).__module__}.{type(module).__qualname__}", repr(module), module.state_dict()])
+
+
+def _described(on: ComparisonTask) -> dict[str, Any]:
+    """What runs depend on of their task."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = on.build(nn.ReLU)
+    named = {k: f"{f.__module__}.{f.__qualname__}" for k, f in (("loss", on.loss), ("score", on.score))}
+    return {
+        "task": on.name,
+        "epochs": on.epochs,
+        "batch_size": on.batch_size,
+        "rate": on.rate,
+        "data": fingerprint([*on.train, *on.test]),
+        "network": fingerprint([repr(network), network.state_dict()]),
+        "measures": named,
+        "facts": fingerprint(dict(on.facts)),
+    }
 
 
 def _run(on: ComparisonTask, activation: Callable[[], nn.Module], seed: int) -> _Run:

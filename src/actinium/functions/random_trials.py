@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
+from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.journal import Journal
 from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
@@ -60,16 +59,15 @@ def random_search(
     if trials < 1:
         raise InputError(f"trials must be above 0, got {trials}")
     head = {"search": 1, "seed": seed, "space": plain_space(space)}
-    file = Path(path) if path is not None else None
-    done = {} if file is None else _read(file, head)
+    file = Journal(path, "search", head)
+    done = {row["trial"]: math.nan if row["outcome"] is None else row["outcome"] for row in file.rows}
     drawn = [_draw(ranges, seed, number) for number in range(trials)]
     for number in shown(range(trials), "trials", progress):
         if number in done:
             continue
         outcome = float(objective(dict(drawn[number]), _seed_of(seed, number)))
         done[number] = outcome if math.isfinite(outcome) else math.nan
-        if file is not None:
-            _append(file, {"trial": number, "outcome": outcome if math.isfinite(outcome) else None})
+        file.add({"trial": number, "outcome": outcome if math.isfinite(outcome) else None})
     outcomes = [done[number] for number in range(trials)]
     values = {name: [settings[name] for settings in drawn] for name in ranges}
     data = xr.Dataset(
@@ -145,35 +143,3 @@ def _draw(ranges: Mapping[str, Any], seed: int, number: int) -> dict[str, Any]:
 def _seed_of(seed: int, number: int) -> int:
     """A seed for the trial itself, from another stream than its settings."""
     return int(np.random.default_rng([seed, number, 1]).integers(2**31))
-
-
-def _read(file: Path, head: Mapping[str, Any]) -> dict[int, float]:
-    """Outcomes that a file holds. A last line that was cut off is a trial that was not done, and is taken away."""
-    if not file.exists():
-        _append(file, head)
-        return {}
-    text = file.read_text(encoding="utf-8")
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        file.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    lines = whole.splitlines()
-    if not lines:
-        _append(file, head)
-        return {}
-    try:
-        first, *rows = map(json.loads, lines)
-        done = {int(r["trial"]): math.nan if r["outcome"] is None else float(r["outcome"]) for r in rows}
-    except (ValueError, KeyError, TypeError) as error:
-        raise LoadError(f"{file} is no file of trials, or is damaged: {error}") from None
-    if first != json.loads(json.dumps(head)):
-        raise LoadError(f"{file} holds a search over another space or of another seed")
-    return done
-
-
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write to {file}: {error.strerror}") from error

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,8 @@ import pandas as pd
 import xarray as xr
 from torch import nn
 
-from actinium.core.errors import InputError, LoadError
+from actinium.core.errors import InputError
+from actinium.core.journal import Journal
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.functions.activation_expression import ActivationExpression
@@ -155,8 +154,8 @@ class Judge:
         self.method, self.space, self.child = method, space, child
         facts = getattr(child, "facts", {})
         self.settings = {"method": method, "space": asdict(space)} | dict(settings) | {"child": dict(facts)}
-        self._file = Path(file) if file is not None else None
-        self._kept = {} if self._file is None else _read(self._file, self.settings)
+        self._file = Journal(file, "search", self.settings)
+        self._kept = {row["key"]: _trial(row) for row in self._file.rows}
         self._seen: dict[str, SearchTrial] = {}
         self._refused: dict[str, SearchTrial] = {}
         self._keys: dict[str, str] = {}
@@ -196,9 +195,8 @@ class Judge:
         """Keep a trial."""
         key = expression.canonical_key()
         self._seen[key] = trial
-        if self._file is not None and key not in self._kept:
-            row = asdict(trial) | {"score": None if math.isnan(trial.score) else trial.score}
-            _append(self._file, row)
+        if key not in self._kept:
+            self._file.add(asdict(trial) | {"score": None if math.isnan(trial.score) else trial.score})
         return trial
 
     def finish(self) -> SearchResult:
@@ -226,35 +224,5 @@ def score_of(child: Child, expression: ActivationExpression) -> SearchTrial:
     return SearchTrial(text, key, score)
 
 
-def _read(file: Path, head: Mapping[str, Any]) -> dict[str, SearchTrial]:
-    """Trials by key. A last line that was cut off is taken away."""
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    whole, _, rest = text.rpartition("\n")
-    if rest:
-        file.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
-    if not whole:
-        _append(file, head)
-        return {}
-    try:
-        first, *rows = map(json.loads, whole.splitlines())
-        trials = [SearchTrial(**r | {"score": math.nan if r["score"] is None else float(r["score"])}) for r in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LoadError(f"{file} is no file of a search, or is damaged: {error}") from None
-    if first != json.loads(json.dumps(head)):
-        found = first if isinstance(first, dict) else {}
-        other = [k for k in head if found.get(k) != json.loads(json.dumps(head[k]))]
-        raise LoadError(f"{file} holds a search with another {_list(other)}; choose another file")
-    return {t.key: t for t in trials}
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names) or "head"
-
-
-def _append(file: Path, row: Mapping[str, Any]) -> None:
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-    except OSError as error:
-        raise InputError(f"cannot write to {file}: {error.strerror}") from error
+def _trial(row: Mapping[str, Any]) -> SearchTrial:
+    return SearchTrial(row["expression"], row["key"], math.nan if row["score"] is None else row["score"], row["reason"])

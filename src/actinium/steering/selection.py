@@ -17,6 +17,7 @@ from torch import Tensor
 from actinium.core.edits import Edit, Scale
 from actinium.core.errors import InputError
 from actinium.core.inputs import Tokens
+from actinium.core.journal import Journal
 from actinium.core.metrics import kl
 from actinium.core.model import Model
 from actinium.core.passes import Positions
@@ -36,7 +37,6 @@ from actinium.steering.side_effects import (
     scored_tokens,
     targets,
 )
-from actinium.steering.sweep_file import SweepFile
 from actinium.steering.sweep_result import Sweep
 from actinium.steering.vector import SteeringVector
 
@@ -273,27 +273,32 @@ def sweep(
         max_new_tokens=max_new_tokens,
         held_out="checked" if held else "not checked: the texts that made the vector are not known",
     )
-    file = SweepFile(path, fingerprint([about["model"], about["inputs"], str(about["settings"])]))
+    head = {key: fingerprint(str(about[key])) for key in ("model", "inputs", "settings")}
+    file = Journal(path, "sweep", head)
+    cells = {(row["site"], row["strength"]): row["values"] for row in file.rows}
     rows = len(prompts) if judge is not None else 1
     size = max(1, batch_size // max(1, rows))
     pieces = [
         (site, left[i : i + size])
         for site in sites
-        for left in [[s for s in given if (site, s) not in file.cells]]
+        for left in [[s for s in given if (site, s) not in cells]]
         for i in range(0, len(left), size)
     ]
     done = 0
     try:
         for site, some in shown(pieces, "steering", progress):
-            file.keep(measured.cells(site, some))
+            found = measured.cells(site, some)
+            cells |= found
+            for (_, strength), values in found.items():
+                file.add({"site": site, "strength": strength, "values": values})
             done += 1
     except KeyboardInterrupt:
-        if not file.cells:
+        if not cells:
             raise
         where = "in .partial" if path is None else f"in .partial; the same call goes on from {path}"
         message = f"{done} of {len(pieces)} parts of the sweep were done and are kept {where}"
-        raise SweepStopped(message, _result(measured, given, file, about, sites)) from None
-    return _result(measured, given, file, about, sites)
+        raise SweepStopped(message, _result(measured, given, cells, about, sites)) from None
+    return _result(measured, given, cells, about, sites)
 
 
 def _strengths(strengths: Sequence[float]) -> list[float]:
@@ -351,12 +356,16 @@ def _spread(logits: Tensor, base: Tensor) -> Tensor:
 
 
 def _result(
-    measured: Measured, strengths: list[float], file: SweepFile, about: dict[str, Any], sites: list[str]
+    measured: Measured,
+    strengths: list[float],
+    cells: dict[tuple[str, float], dict[str, float]],
+    about: dict[str, Any],
+    sites: list[str],
 ) -> Sweep:
     """The grid, NaN where a cell was not reached."""
-    cells = [[file.cells.get((site, s), {}) for s in strengths] for site in sites]
-    names = list(dict.fromkeys(name for row in cells for cell in row for name in cell))
-    grid = {name: np.array([[cell.get(name, np.nan) for cell in row] for row in cells]) for name in names}
+    rows = [[cells.get((site, s), {}) for s in strengths] for site in sites]
+    names = list(dict.fromkeys(name for row in rows for cell in row for name in cell))
+    grid = {name: np.array([[cell.get(name, np.nan) for cell in row] for row in rows]) for name in names}
     dims = ("site", "strength")
     variables: dict[str, Any] = {name: (dims, grid[name]) for name in names if ":" not in name}
     coords: dict[str, Any] = {"site": sites, "strength": strengths}
