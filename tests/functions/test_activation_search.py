@@ -83,9 +83,9 @@ def test_a_stopped_search_goes_on_as_if_it_had_not_been(name, tmp_path):
 def test_a_file_of_another_search_is_refused(tmp_path):
     file = tmp_path / "search.jsonl"
     exhaustive_search(NearSilu(), ("x", "sin"), ("mul",), budget=2, file=file)
-    with pytest.raises(LoadError, match="different .*seed"):
+    with pytest.raises(LoadError, match=r"different .*seed"):
         exhaustive_search(NearSilu(), ("x", "sin"), ("mul",), budget=2, file=file, seed=1)
-    with pytest.raises(LoadError, match="different .*method"):
+    with pytest.raises(LoadError, match=r"different .*method"):
         EvolutionaryActivationSearch(SMALL).fit(NearSilu(), 3, file)
     file.write_text("what is this\n")
     with pytest.raises(LoadError, match="damaged"):

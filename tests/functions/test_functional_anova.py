@@ -252,9 +252,9 @@ def test_a_search_is_drawn_from_the_ranges():
 def test_files_of_other_searches_and_bad_settings_are_refused(tmp_path):
     file = tmp_path / "trials.jsonl"
     random_search(SQUARE, lambda settings, seed: 0.0, 2, path=file)
-    with pytest.raises(LoadError, match="different .*seed"):
+    with pytest.raises(LoadError, match=r"different .*seed"):
         random_search(SQUARE, lambda settings, seed: 0.0, 2, seed=1, path=file)
-    with pytest.raises(LoadError, match="different .*space"):
+    with pytest.raises(LoadError, match=r"different .*space"):
         random_search({"a": (0.0, 2.0)}, lambda settings, seed: 0.0, 2, path=file)
     file.write_text(json.dumps({"search": 1}) + "\nno trial\n")
     with pytest.raises(LoadError, match="damaged"):
