@@ -109,6 +109,29 @@ def test_kinks_and_corners_are_found():
         assert not len(Elementwise(fn).kinks(16))
 
 
+@pytest.mark.parametrize("at", [-9.9, -1.8, 0.1, 0.37, 2.61, 7.0])
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_jump_of_any_order_is_found_where_it_is(at, order):
+    def bent(x):
+        return torch.sin(x) + 0.5 * torch.where(x > at, (x - at) ** order, 0.0)
+
+    found = Elementwise(bent).jumps(-10.0, 12.0)
+    assert [len(places) for places in found] == [int(k == order) for k in range(3)]
+    assert float(found[order]) == pytest.approx(at, abs=1e-7)
+
+
+def test_a_root_is_a_corner_and_no_jump():
+    for power, order in ((0.5, 1), (1.5, 2)):
+        found = Elementwise(lambda x, p=power: torch.sign(x) * x.abs() ** p).jumps(-4.0, 4.0)
+        assert [places.tolist() for places in found] == [[0.0] if k == order else [] for k in range(3)]
+
+
+def test_places_beyond_a_reach_are_left_out():
+    f = Elementwise(lambda x: (x - 9).abs())
+    assert f.kinks(10).tolist() == [9] and f.kinks(8.5).tolist() == [] and f.corners(8.5).tolist() == []
+    assert f.jumps(8.0, 9.0)[1].tolist() == [] and f.jumps(8.0, 9.5)[1].tolist() == [9]
+
+
 @pytest.mark.parametrize("fn", [*SMOOTH, *KINKED])
 def test_steins_lemma_holds_for_autograd_derivatives(fn):
     z = gaussian_mean(lambda x: x * fn(x), 1.7)

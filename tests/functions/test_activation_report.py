@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
 import actinium as ac
 from actinium.core.errors import InputError, UnknownNameError
 from actinium.functions.activation_report import analyze_activation
+from actinium.functions.shape_analysis import derivatives
 
 
 def test_gelu_is_what_calculus_says():
@@ -29,6 +32,19 @@ def test_gelu_is_what_calculus_says():
     assert found.bounded_below and not found.bounded_above
     assert found.left_asymptote == pytest.approx((0, 0), abs=1e-6)
     assert found.right_asymptote == pytest.approx((1, 0), abs=1e-6)
+
+
+def test_derivatives_of_gelu_are_the_closed_forms_and_extreme_at_the_root_of_two():
+    x = np.linspace(-6, 6, 241)
+    f, first, second, third = derivatives(ac.functions.functional("gelu"), x, 3)
+    density, share = stats.norm.pdf(x), stats.norm.cdf(x)
+    for got, wanted in (
+        (f, x * share), (first, share + x * density), (second, (2 - x**2) * density),
+        (third, (x**3 - 4 * x) * density), (first + first[::-1], 1.0),
+    ):  # fmt: skip
+        np.testing.assert_allclose(got, np.broadcast_to(wanted, x.shape), atol=1e-12)
+    slopes = derivatives(ac.functions.functional("gelu"), np.array([-math.sqrt(2), math.sqrt(2)]), 2)
+    np.testing.assert_allclose(slopes[1:], [[-0.1289041452, 1.1289041452], [0, 0]], atol=1e-10)
 
 
 def test_gelu_and_its_approximations():
@@ -70,6 +86,55 @@ def test_kinks_are_told_from_steep_places(name, smoothness, breaks, lipschitz, b
     if lipschitz is not None:
         assert found.lipschitz == pytest.approx(lipschitz, abs=1e-4)
         assert found.gradient_lipschitz == pytest.approx(bend, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "below", "above"),
+    [
+        (nn.ELU(), True, False),
+        (nn.Hardshrink(), False, False),
+        (nn.Hardsigmoid(), True, True),
+        (nn.Hardtanh(), True, True),
+        (nn.Hardswish(), True, False),
+        (nn.LeakyReLU(), False, False),
+        (nn.LogSigmoid(), False, True),
+        (nn.PReLU(), False, False),
+        (nn.ReLU(inplace=True), True, False),
+        (nn.ReLU6(), True, True),
+        (nn.SELU(), True, False),
+        (nn.CELU(inplace=True), True, False),
+        (nn.Sigmoid(), True, True),
+        (nn.Softplus(), True, False),
+        (nn.Softshrink(), False, False),
+        (nn.Softsign(), True, True),
+        (nn.Tanh(), True, True),
+        (nn.Tanhshrink(), False, False),
+        (nn.GELU(), True, False),
+        (torch.sin, True, True),
+        (torch.abs, True, False),
+        (lambda x: x * torch.cos(x), False, False),
+        (lambda x: torch.log1p(x.square()) + 0 * x, True, False),
+    ],
+    ids=str,
+)
+def test_bounds_are_those_on_the_whole_line(function, below, above):
+    found = analyze_activation(function)
+    assert (found.bounded_below, found.bounded_above) == (below, above)
+
+
+def test_a_function_that_writes_into_its_input_and_one_without_a_second_derivative_are_analysed():
+    plain, written = analyze_activation(nn.ReLU()), analyze_activation(nn.ReLU(inplace=True))
+    assert plain == written and math.copysign(1, plain.lower) == 1
+    assert analyze_activation("softsign").breaks == pytest.approx((0,), abs=1e-8)
+    hard = analyze_activation(nn.Hardsigmoid())
+    assert hard.breaks == pytest.approx((-3, 3), abs=1e-8) and hard.lipschitz == pytest.approx(1 / 6, abs=1e-6)
+    x = np.linspace(-5, 5, 101)
+    np.testing.assert_allclose(derivatives(nn.Hardswish(), x, 2)[2], np.where(np.abs(x) < 3, 1 / 3, 0), atol=1e-6)
+
+
+def test_a_coarse_grid_sees_a_turn_between_its_points():
+    assert not analyze_activation("gelu", n=3).monotone
+    assert math.isnan(analyze_activation("gelu", 1, 5).slope_at_zero)
 
 
 def steep(x):

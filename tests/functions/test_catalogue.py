@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -42,7 +43,8 @@ def smooth_points(spec):
     lo, hi = spec.properties.domain
     x = torch.linspace(max(lo, -4.0) + 0.013, min(hi, 4.0) - 0.017, 23, dtype=torch.float64)
     f = lambda t: evaluate(spec, t, defaults(spec))  # noqa: E731
-    breaks = find_breaks(f, 0, -5, 5, 1001) + find_breaks(f, 1, -5, 5, 1001)
+    ends = max(lo, -5.0), min(hi, 5.0)
+    breaks = find_breaks(f, 0, *ends) + find_breaks(f, 1, *ends)
     return torch.stack([v for v in x if all(abs(float(v) - b) > 1e-2 for b in breaks)])
 
 
@@ -111,6 +113,10 @@ def test_gradients_are_those_of_finite_differences(spec):
         assert spec.properties.lipschitz in (0, math.inf)
         return
     assert torch.autograd.gradcheck(f, (x, *learnt.values()), eps=1e-6, atol=1e-4, rtol=1e-3)
+    (slope,) = torch.autograd.grad(f(x, *learnt.values()).sum(), x, create_graph=True)
+    if slope.requires_grad:  # not of straight lines
+        (bend,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+        assert bend is None or bend.isfinite().all()
 
 
 @each_elementwise
@@ -120,10 +126,11 @@ def test_the_module_is_the_function(spec):
     if not any(p.drawn for p in spec.parameters.values()):
         torch.testing.assert_close(module(x), spec(x), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(module(x), module(x), rtol=0, atol=0)
-    twin = copy.deepcopy(module)
+    twin, sent = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
     other = ac.functions.get(spec.name, experimental=True).eval()
     other.load_state_dict(module.state_dict())
-    for m in (twin, other):
+    assert getattr(sent, "spec", spec) is spec
+    for m in (twin, sent, other):
         torch.testing.assert_close(m(x), module(x), rtol=0, atol=0)
     learnt = {k for k, p in spec.parameters.items() if p.trainable}
     assert {k for k, _ in module.named_parameters()} == learnt
@@ -141,6 +148,12 @@ def test_vmap_is_the_loop(spec):
     torch.testing.assert_close(torch.vmap(f)(x), f(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=lambda s: s.key)
+def test_an_unknown_setting_is_refused(spec):
+    with pytest.raises(InputError, match="no_such"):
+        ac.functions.get(spec.name, experimental=True, no_such=1)
+
+
 @pytest.mark.parametrize("spec", OTHERS, ids=lambda s: s.key)
 def test_what_has_a_state_keeps_it_and_gives_finite_numbers(spec):
     try:
@@ -148,11 +161,16 @@ def test_what_has_a_state_keeps_it_and_gives_finite_numbers(spec):
     except InputError as error:
         assert "needs" in str(error)  # sizes, which the tests of its own file give
         return
+    assert spec.is_trainable == any(p.requires_grad for p in module.parameters())
     x = torch.randn(2, 8, 6, 30, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)
     y = module(x)
     assert y.isfinite().all()
-    for twin in (copy.deepcopy(module), ac.functions.get(spec.name, experimental=True).eval()):
+    for twin in (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        ac.functions.get(spec.name, experimental=True).eval(),
+    ):
         twin.load_state_dict(module.state_dict())
         torch.manual_seed(1)
         torch.testing.assert_close(twin(x), y, rtol=0, atol=0)

@@ -165,6 +165,14 @@ def test_the_slope_of_a_vanishing_amplitude_is_finite():
     assert x.grad.isfinite().all()
 
 
+def test_the_slope_at_the_ends_of_the_arc_cosine_is_finite():
+    theta, w, b = (v.requires_grad_() for v in (torch.zeros(3, 1), torch.ones(2), torch.zeros(2)))
+    x = torch.tensor([-1.0, 0.5, 1.0], requires_grad=True)
+    for measure in ("expectation", "fast"):
+        reuploading_circuit(x, theta, w, b, "px", measure).sum().backward()
+        assert all(bool(v.grad.isfinite().all()) for v in (x, theta, w, b))
+
+
 def test_a_layer_is_the_sum_over_its_edges():
     torch.manual_seed(1)
     layer = QKANLayer(

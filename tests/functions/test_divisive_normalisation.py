@@ -11,6 +11,7 @@ from scipy import stats
 
 import actinium as ac
 from actinium.core.errors import ActiniumWarning, InputError
+from actinium.functions import divisive_normalisation
 from actinium.functions.divisive_normalisation import GDN, IGDN, GDNDensity, negentropy
 from actinium.functions.gaussianization import gaussianization_report
 
@@ -105,6 +106,16 @@ def test_half_precision_does_not_overflow():
     x = torch.full((1, 2), 1000.0, dtype=torch.float16)
     assert GDN(2)(x).dtype == torch.float16
     assert GDN(2)(x)[0, 0].item() == pytest.approx(1000 / math.sqrt(1 + 1e5), rel=2e-3)
+
+
+def test_autocast_does_not_overflow_either():
+    assert GDN(2).to("meta")(torch.zeros(1, 2, device="meta")).shape == (1, 2)
+    x = torch.full((1, 2), 1000.0)
+    for dtype in (torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype):
+            for given in (x, x.to(dtype)):
+                assert GDN(2)(given)[0, 0].item() == pytest.approx(1000 / math.sqrt(1 + 1e5), rel=5e-3)
+            assert GDN(2)(x + 0.7)[0, 0].item() == pytest.approx(1000.7 / math.sqrt(1 + 0.1 * 1000.7**2), rel=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +226,24 @@ def test_the_report_finds_what_each_map_leaves():
     assert abs(float(independent["information"][0])) < 0.005 and float(independent["kurtosis"][0]) < 0.25
 
 
+def test_zeros_of_independent_entries_carry_no_information():
+    silent = normal(4000, 3).relu()
+    found = gaussianization_report(silent, ["none"]).data
+    assert abs(float(found["information"][0])) < 0.01
+    # What is equal is still seen to be so.
+    copied = gaussianization_report(torch.stack([silent[:, 0], silent[:, 0]], 1), ["none"]).data
+    assert float(copied["information"][0]) > 0.5
+
+
+def test_rows_are_taken_in_parts_that_fit_into_memory(monkeypatch):
+    x = torch.from_numpy(student_t(50, 3))
+    density = GDNDensity(4, stages=2, steps=3).fit(x)
+    whole = density.log_prob(x), density.denoise(x, 0.3)
+    monkeypatch.setattr(divisive_normalisation, "ENTRIES", 16 * 7)
+    for one, other in zip(whole, (density.log_prob(x), density.denoise(x, 0.3)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_activations_of_a_language_model_become_more_normal():
     lm = ac.load("world:lm")
     texts = [
@@ -242,6 +271,7 @@ def test_activations_of_a_language_model_become_more_normal():
         (lambda: negentropy(torch.zeros(3, 2), torch.zeros(4)), "log_volume"),
         (lambda: gaussianization_report(normal(100, 2), ["pcs"]), "pca"),
         (lambda: gaussianization_report(normal(100, 1)), "two entries"),
+        (lambda: gaussianization_report(torch.cat([normal(100, 1), torch.ones(100, 1)], 1), ["none"]), "one value"),
     ],
 )
 def test_what_is_refused(wrong, says):

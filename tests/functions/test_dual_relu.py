@@ -12,6 +12,7 @@ from torch.nn import functional
 
 import actinium as ac
 from actinium.core.errors import ActiniumWarning, InputError
+from actinium.functions import dual_relu
 from actinium.functions.dual_relu import (
     DReLU,
     GatedMLP,
@@ -135,11 +136,58 @@ def test_zeros_in_a_language_model_are_those_of_its_recording(lm):
     assert bool((gated_sparsity(lm, [TEXTS])["exact"] == smooth["exact"]).all())
 
 
-def test_units_are_droppable_up_to_the_error():
+def test_padding_counts_neither_in_an_encoder_nor_in_a_decoder():
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=50, d_model=16, d_ff=24, d_kv=8, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu",
+        decoder_start_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    ids = torch.arange(8).view(2, 4) + 3
+    mask, labels = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]]), torch.tensor([[4, 5, 6, 7], [8, 9, 10, -100]])
+    seen = {}
+    with relufy(model):
+        for name, mlp in find_gated_mlps(model).items():
+            mlp.part(2).register_forward_pre_hook(lambda _, args, name=name: seen.update({name: args[0]}))
+        found = gated_sparsity(model, [{"input_ids": ids, "attention_mask": mask, "labels": labels}])
+    assert [str(name).split(".")[0] for name in found["layer"].values] == ["encoder", "decoder"]
+    for name, there in zip(seen, (mask.bool(), labels != -100), strict=True):
+        expected = (seen[name][there] == 0).double().mean()
+        assert float(found["exact"].sel(layer=name)) == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_experts_count_the_tokens_that_reach_them():
+    class Mixture(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts, self.shared = nn.ModuleList(GatedMLP(4, 6, nn.ReLU()) for _ in range(3)), GatedMLP(4, 6)
+
+        def forward(self, x, attention_mask):
+            rows = x.flatten(0, 1)
+            return self.shared(rows) + self.experts[0](rows[:3]).sum() + self.experts[1](rows).sum()
+
+    torch.manual_seed(0)
+    net, x, mask = Mixture(), normal(2, 4, 4), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with pytest.warns(ActiniumWarning, match="already"):
+        assert relufy(net.experts, "reglu").places == []
+    found = gated_sparsity(net, [{"x": x, "attention_mask": mask}])
+    for layer, rows in (("experts.0", x[0, :3]), ("experts.1", x[mask.bool()])):
+        g = net.experts[int(layer[-1])].gate_proj(rows)
+        assert float(found["exact"].sel(layer=layer)) == pytest.approx(float((g <= 0).double().mean()))
+    assert found.data.sel(layer="experts.2").isnull().to_array().all()
+    assert float(found["exact"].sel(layer="shared")) == 0
+
+
+def test_units_are_droppable_up_to_the_error(monkeypatch):
     torch.manual_seed(0)
     mlp, x = GatedMLP(5, 30), normal(7, 5)
     found = gated_sparsity(mlp, [x], cett=0.2)
     a = (functional.silu(mlp.gate_proj(x)) * mlp.up_proj(x)).detach()
+    monkeypatch.setattr(dual_relu, "ENTRIES", 300)
+    again = gated_sparsity(mlp, [x], cett=0.2)
+    np.testing.assert_allclose(again["droppable"], found["droppable"], rtol=1e-12)
     counts = []
     for row in a.double():
         parts = row[:, None] * mlp.down_proj.weight.detach().double().T
@@ -197,8 +245,12 @@ def test_what_is_so_already_is_left_with_a_warning():
     relufy(mlp)
     with pytest.warns(ActiniumWarning, match="already"):
         relufy(mlp)
+    both = nn.Sequential(GatedMLP(3, 4), mlp)
     with pytest.raises(InputError, match="undo"):
-        relufy(mlp, "reglu")
+        relufy(both, "reglu")
+    assert isinstance(both[0].act_fn, nn.SiLU)
+    learnt = GatedMLP(3, 4, nn.PReLU(7))
+    assert relufy(learnt).places == [""]
 
 
 def test_fused_experts_are_refused_with_their_name():

@@ -203,6 +203,12 @@ def test_the_entropy_of_a_response_is_the_mean_of_its_largest_ones():
         )
 
 
+def test_the_entropy_of_a_response_longer_than_one_part_is_that_of_all_its_tokens():
+    logits, mask = normal(2, 2500, 5), torch.ones(2, 2500)
+    whole = policy_entropy(logits=logits).topk(500).values.mean(1)
+    torch.testing.assert_close(ERATokenScaling().response_entropy(logits, mask), whole)
+
+
 def test_sure_responses_are_sharpened_and_unsure_ones_flattened_where_the_advantage_is_positive():
     logits, advantages, mask = responses()
     scaling = ERATokenScaling(0.5, 2.4, 2.0, scale_advantage=True)

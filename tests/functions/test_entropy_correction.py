@@ -248,6 +248,23 @@ def test_entropies_of_a_model_s_layers_before_and_after_a_swap():
     after.plot()
 
 
+def test_modules_are_measured_as_they_are_in_evaluation_and_left_as_they_were():
+    bend = nn.Sequential(nn.Dropout(0.5), nn.Softplus())
+    assert output_entropy(bend) == pytest.approx(output_entropy(nn.functional.softplus), abs=1e-12)
+    assert bend.training and bend[0].training
+    grid = torch.linspace(-6, 6, 401)
+    np.testing.assert_array_equal(
+        eafo_correction(bend, "normal", grid).eta, eafo_correction(nn.functional.softplus, "normal", grid).eta
+    )
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4).eval(), nn.Tanh(), nn.Dropout(0.5))
+    layer_entropies(net, torch.randn(64, 4, generator=torch.Generator().manual_seed(0)))
+    assert [part.training for part in net] == [True, False, True, True]
+    with pytest.raises(RuntimeError):
+        layer_entropies(net, torch.ones(2, 5))
+    assert [part.training for part in net] == [True, False, True, True]
+    assert not any(part._forward_hooks for part in net)
+
+
 def test_what_has_no_entropy_or_inverse_is_refused():
     for fn, p, method, message in (
         (torch.relu, "normal", "analytic", "atom"),

@@ -139,6 +139,44 @@ def test_a_split_between_categories_that_are_not_neighbours_cuts_no_category():
     assert fitted.marginal("kind")["mean"].values == pytest.approx([0, 0, 1])
 
 
+def test_whole_numbers_have_equal_shares():
+    kind = Interval(1, 3, integer=True)
+    drawn = kind.value((np.arange(3000) + 0.5) / 3000)
+    assert np.unique(drawn, return_counts=True)[1].tolist() == [1000, 1000, 1000]
+    np.testing.assert_allclose(kind.place([1, 2, 3]), [1 / 6, 1 / 2, 5 / 6])
+    wide = Interval(1, 100, "log", integer=True)
+    assert wide.value(wide.place(np.arange(1, 101))).tolist() == list(range(1, 101))
+    # Outcomes 0, 3 and 0 of three numbers: mean 1 and variance 2; b adds 1/12.
+    n, b = np.tile([1, 2, 3], 200), np.random.default_rng(0).random(600)
+    fitted = fANOVA({"n": kind, "b": (0.0, 1.0)}, max_features=1.0).fit({"n": n, "b": b}, np.where(n == 2, 3.0, 0) + b)
+    assert fitted.importance("n").individual == pytest.approx(2 / (2 + 1 / 12), abs=0.01)
+
+
+def test_choices_of_numbers_and_text_stay_what_they_are():
+    space = {"k": [1, "auto", 2.5], "a": (0.0, 1.0)}
+    runs = random_search(space, lambda settings, seed: float(settings["k"] == "auto"), 40)
+    assert set(runs["k"].values.tolist()) == {1, "auto", 2.5}
+    fitted = fANOVA(space, max_features=1.0).fit({name: runs[name].values for name in space}, runs["outcome"].values)
+    listed = {name: runs[name].values.tolist() for name in space}
+    again = fANOVA(space, max_features=1.0).fit(listed, runs["outcome"].values)
+    assert fitted.importance("k") == again.importance("k") and fitted.importance("k").individual > 0.8
+    shown = fitted.marginal("k", ["auto", 1])
+    assert float(shown["mean"][0]) > 0.8 > 0.2 > float(shown["mean"][1])
+    for wrong in ([1], [1, 1], [[64], [64, 64]]):
+        with pytest.raises(InputError, match="a choice is of"):
+            Choice(tuple(wrong))
+
+
+def test_a_data_frame_is_read_by_its_columns():
+    import pandas as pd
+
+    x = uniform(60)
+    frame = pd.DataFrame(x[:, ::-1], columns=["b", "a"])
+    assert fANOVA(SQUARE).fit(frame, x[:, 0]).importance("a") == fANOVA(SQUARE).fit(x, x[:, 0]).importance("a")
+    with pytest.raises(UnknownNameError, match="setting"):
+        fANOVA(SQUARE).fit(frame.rename(columns={"b": "c"}), x[:, 0])
+
+
 def test_cutoffs_clip_what_is_beyond():
     x = uniform(500)
     y = np.where(x[:, 0] < 0.2, 100.0, x[:, 1])

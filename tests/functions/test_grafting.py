@@ -194,6 +194,25 @@ def test_half_precision_is_regressed_in_float32_and_put_in_as_it_was():
     assert swapped(batches(1)[0].bfloat16()).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("part", [lambda: nn.Dropout(0.5), lambda: nn.BatchNorm1d(TOKENS)])
+def test_an_operator_is_judged_as_it_will_be_used(part):
+    net = Net(causal=True).eval()
+    x = batches()
+    calls = record_calls(net, ["blocks.1.attn"], x)["blocks.1.attn"]
+    graft = Graft(net, {"blocks.1.attn": nn.Sequential(nn.Linear(WIDTH, WIDTH), part())})
+    with torch.no_grad():  # as a caller may have it
+        found = graft.distill(x, steps=30, lr=1e-2)
+    new = graft.operators_["blocks.1.attn"]
+    assert not new.training and not torch.equal(new[0].weight, graft.sites["blocks.1.attn"][0].weight)
+    with torch.no_grad():
+        apart = [new(c.h) - c.y for c in calls[6:]]
+    told = sum(float(a.abs().sum()) for a in apart) / sum(float(c.y.abs().sum()) for c in calls[6:])
+    assert float(found["relative_error"][0]) == pytest.approx(told, rel=1e-5)
+    assert float(found["validation"][0].min()) == pytest.approx(
+        np.mean([float(a.abs().mean()) for a in apart]), rel=1e-5
+    )
+
+
 def test_a_tuple_needs_select_and_keeps_its_layout():
     net = Net(pair=True)
     site = {"blocks.1.attn": SlidingWindowAttention(WIDTH, 2, 1)}
@@ -506,6 +525,14 @@ def test_a_network_that_drops_out_or_counts_is_not_read(tiny_gpt2):
     counting = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     with pytest.raises(InputError, match="counts statistics"):
         record_calls(counting, ["0"], [torch.randn(4, 3)])
+
+    class DropPath(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop_prob = 0.1
+
+    with pytest.raises(InputError, match="drops out"):
+        record_calls(nn.Sequential(nn.Linear(3, 3), DropPath()), ["0"], [torch.randn(4, 3)])
     attending = nn.MultiheadAttention(4, 1, dropout=0.5, batch_first=True)
     with pytest.raises(InputError, match="drops out"):
         record_calls(nn.Sequential(attending), ["0"], [torch.randn(1, 4, 4)])

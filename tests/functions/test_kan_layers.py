@@ -230,6 +230,17 @@ def test_a_pruned_edge_stays_silent_in_training():
 
 
 @pytest.mark.parametrize("name", KAN_LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_that_of_the_layer(name, dtype):
+    torch.manual_seed(0)
+    layer = kan_layer(name, 4, 3)
+    x = torch.randn(9, 4).to(dtype)
+    got = layer(x)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got, layer(x.float()).to(dtype), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", KAN_LAYERS)
 def test_layers_refuse_what_does_not_fit(name):
     layer = kan_layer(name, 3, 2)
     with pytest.raises(InputError, match=r"\(\.\.\., 3\)"):
@@ -256,6 +267,8 @@ def test_layers_refuse_what_does_not_fit(name):
         (lambda: FractionalKANLayer(2, 2, power=0.0), InputError),
         (lambda: PadeKANLayer(2, 2, below=0), InputError),
         (lambda: made("spline").curve(7, X), InputError),
+        (lambda: made("spline").drop(torch.ones(3, 4)), InputError),
+        (lambda: made("spline").drop(torch.ones(4, 3, dtype=torch.bool)), InputError),
     ],
 )
 def test_what_cannot_be_is_refused(call, error):

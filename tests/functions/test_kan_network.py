@@ -196,6 +196,73 @@ def test_a_trained_network_becomes_its_formula():
     assert int(network.layers[0].kept().sum()) == 1
 
 
+def test_formulas_are_put_into_each_other():
+    x = torch.linspace(-1, 1, 50, dtype=torch.float64)
+    rows2 = torch.stack([x, x.flip(0) / 2], 1)
+    network = KANNetwork([2, 1, 1], "fourier", 1, head=2).double()
+    with pytest.raises(InputError, match="from 0 to 0 of layer 0 has no formula"):
+        network.formulas()
+    network.fix_symbolic(0, 0, 0, SymbolicFit("sin", 1.0, 3.0, 0.5, -2.0, 1.0))
+    network.layers[0].drop(torch.tensor([[False, True]]))
+    network.fix_symbolic(1, 0, 0, SymbolicFit("x^2", 1.0, 1.0, 0.25, 2.0, 0.0))
+    with torch.no_grad():
+        network.layers[0].bias.fill_(0.5)
+        network.head.weight.copy_(torch.tensor([[4.0], [-1.0]]))
+        network.head.bias.copy_(torch.tensor([0.0, 3.0]))
+    inner = "(-2 sin(3 a +0.5) +1 + 0.5)"
+    wanted = f"2 (1 {inner} +0.25)^2 +0 + 0"
+    assert network.formulas(["a", "b"]) == [f"4 ({wanted}) + 0", f"-1 ({wanted}) + 3"]
+    value = 2 * ((-2 * torch.sin(3 * x + 0.5) + 1 + 0.5) + 0.25) ** 2
+    torch.testing.assert_close(network(rows2), torch.stack([4 * value, 3 - value], 1))
+    with pytest.raises(InputError, match="1 names"):
+        network.formulas(["a"])
+    with pytest.raises(InputError, match="normalises"):
+        KANNetwork([2, 1], "fast").formulas()
+
+
+def test_a_state_brings_formulas_and_pruned_edges_along():
+    network, x = drawn((2, 2, 1)), rows(40, 2)
+    network.fix_symbolic(0, 1, 0, SymbolicFit("x^3", 1.0, 1.0, 0.5, 2.0, 0.25))
+    network.fix_symbolic(1, 0, 1, SymbolicFit("GELU", 1.0, 2.0, 0.0, 1.0, 0.0))
+    network.layers[0].drop(torch.tensor([[True, False], [False, False]]))
+    twin = KANNetwork((2, 2, 1), "chebyshev").double()
+    twin.fix_symbolic(0, 0, 0, SymbolicFit("sin", 1.0, 1.0, 0.0, 1.0, 0.0))
+    twin.load_state_dict(network.state_dict())
+    torch.testing.assert_close(twin(x), network(x), rtol=0, atol=0)
+    assert [p.dtype for p in twin.parameters()] == [torch.float64] * len(list(network.parameters()))
+    twin.load_state_dict({"layers.0.coefficients": network.layers[0].coefficients}, strict=False)
+    assert "1_0" in twin.layers[0].symbolic
+    twin.load_state_dict(drawn((2, 2, 1)).state_dict())
+    assert twin.n_edges() == 6 and not len(twin.layers[0].symbolic)
+
+
+def test_a_constant_edge_becomes_its_constant():
+    x = rows(60, 2)
+    x[:, 1] = 0.3
+    network = drawn((2, 1))
+    before = network(x).detach()
+    placed = network.auto_symbolic(x, least=0.0)
+    assert set(placed) == {(0, 0, 0), (0, 0, 1)} and placed[0, 0, 1].c == 0
+    wanted = network.layers[0].edge_outputs(x)[:, 0, 1]
+    torch.testing.assert_close(wanted, torch.full_like(wanted, placed[0, 0, 1].d), rtol=1e-6, atol=1e-6)
+    assert float((network(x) - before).detach().std()) < float(before.std())
+
+
+def test_looking_at_a_network_that_trains_changes_nothing():
+    network = KANNetwork([3, 4, 1], "daruan", 2, batch_norm=True)
+    network.layers[1].eval()
+    x = rows().float()
+    network(x)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    found = network.scores(x)[1]
+    network.prune(x)
+    network.suggest(x, 0, 0, 0, ("x", "sin"))
+    assert [network.training, network.layers[0].training, network.layers[1].training] == [True, True, False]
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    for one, other in zip(found, network.eval().scores(x)[1], strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_formula_reads_as_it_is_computed():
     assert SymbolicFit("sin", 1.0, 3.0, 0.5, -2.0, 1.0).formula == "-2 sin(3 x +0.5) +1"
     assert SymbolicFit("x^2", 1.0, 1.0, 0.0, 2.0, 0.0).formula == "2 (1 x +0)^2 +0"

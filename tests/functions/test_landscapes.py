@@ -24,7 +24,7 @@ from actinium.functions.landscapes import (
     output_landscape,
     weight_noise_landscape,
 )
-from actinium.functions.run_statistics import welch_comparison
+from actinium.functions.run_statistics import paired_comparison, welch_comparison
 from actinium.functions.task_training import task_network
 
 
@@ -263,6 +263,7 @@ def test_runs_that_do_not_vary_are_the_same_or_different():
     assert welch_comparison([1, 1], [1, 1, 1])["p"] == 1
     found = welch_comparison([1, 1], [2, 2])
     assert found["p"] == 0 and found["effect"] == -math.inf
+    assert paired_comparison([1, 1], [2, 2]) == {"difference": -1, "p": 0, "effect": -math.inf}
     for bad in ([1.0], [1.0, math.nan], [[1.0, 2.0]]):
         with pytest.raises(InputError, match="two finite numbers"):
             welch_comparison(bad, [1.0, 2.0])

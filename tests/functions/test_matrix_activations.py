@@ -114,7 +114,7 @@ def test_a_convolution_has_factors_for_its_channels():
 
 
 def test_a_band_of_any_offsets_is_its_matrix():
-    module = BandedMatrixActivation(5, (0, 2, -9), breakpoints=3, init="random").double()
+    module = BandedMatrixActivation(5, 3, init="random", offsets=(0, 2, -9)).double()
     y = rows(7, 5)
     a = module.matrix(y)
     torch.testing.assert_close(module(y), torch.einsum("bij,bj->bi", a, y))
@@ -149,6 +149,12 @@ def test_half_precision_and_infinite_numbers():
         got = module(y.to(dtype))
         assert got.dtype == dtype
         torch.testing.assert_close(got.float(), module(y.to(dtype).float()), rtol=tolerance, atol=tolerance)
+        # bfloat16 has no 0.1: the break point lies below the nearest number that it has.
+        near = DiagonalMatrixActivation(1, torch.tensor([0.1]), init="identity")
+        with torch.no_grad():
+            near.slopes[0, 0, 2] = 5.0
+        value = torch.tensor([[0.1]], dtype=dtype)
+        torch.testing.assert_close(near.matrix(value)[0] @ value[0].float(), near(value)[0].float(), rtol=1e-2, atol=0)
     assert module(torch.zeros(0, 6)).shape == (0, 6)
     assert DiagonalMatrixActivation(2, init="identity")(torch.tensor([[-math.inf, math.inf]])).isinf().all()
 
@@ -210,7 +216,7 @@ def test_what_is_no_matrix_activation_is_refused():
     with pytest.raises(InputError, match="start"):
         DiagonalMatrixActivation(2, init="zeros")
     with pytest.raises(InputError, match="offsets"):
-        BandedMatrixActivation(2, (0, 0))
+        BandedMatrixActivation(2, offsets=(0, 0))
     with pytest.raises(InputError, match="vectors"):
         DiagonalMatrixActivation(2).matrix(torch.zeros(2, 2, 2))
     with pytest.raises(InputError, match="interval"):

@@ -192,6 +192,11 @@ def test_of_a_standard_normal_golu_makes_the_least_variance():
         assert (mean, VARIANCE[name], gain) == pytest.approx((first, second - first**2, second**-0.5), abs=1e-9)
 
 
+def test_a_module_that_writes_into_its_input_has_the_profile_of_its_function():
+    inside, plain = (gate_slope_profile({"relu": nn.ReLU(inplace=i)}).data for i in (True, False))
+    assert inside.identical(plain)
+
+
 def test_slopes_at_zero_and_asymmetries_are_those_of_the_gates():
     found = gate_slope_profile(["golu", "gelu", "mish", "relu", "tanh"]).data
     at_zero = found["slope_at_zero"].values

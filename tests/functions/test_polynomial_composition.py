@@ -158,6 +158,10 @@ def test_a_fit_is_the_least_squares_polynomial_of_rho():
     module = PolyReLU(order=4)
     module.fit_to(lambda x: torch.relu(x) ** 3 - 2 * torch.relu(x) + 1)
     assert module.coefficients.tolist() == pytest.approx([1, -2, 0, 1, 0], abs=1e-5)
+    for kind in ("I", "II"):
+        leaky = PolyCom(nn.PReLU(), 2, kind)
+        leaky.fit_to(lambda x: 3 * nn.functional.leaky_relu(x, 0.25) - 1)
+        assert leaky.coefficients.tolist() == pytest.approx([-1, 3, 0], abs=1e-4)
 
 
 def test_in_a_transformer_polynorm_takes_gelus_place_and_trains():

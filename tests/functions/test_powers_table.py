@@ -47,16 +47,6 @@ def test_symexp_is_the_inverse_of_symlog():
     torch.testing.assert_close(f("symlog")(f("symexp")(X)), X)
 
 
-def test_spocu_is_its_polynomial_between_the_ends():
-    a, b, g = 3.0937, 0.6653, 4.437
-    r = np.polynomial.Polynomial([0, 0, 0, 2, 0, 0, 0, -2, 1])
-    t = X.numpy() / g + b
-    wanted = a * np.where(t < 0, 0, r(t)) - a * r(b)
-    np.testing.assert_allclose(f("spocu")(X).numpy(), wanted, atol=1e-10)
-    capped = a * np.where(t < 0, 0, r(np.minimum(t, 1.0))) - a * r(b)
-    np.testing.assert_allclose(f("spocu")(X, c=1.0).numpy(), capped, atol=1e-10)
-
-
 def test_puaf_with_zero_powers_is_relu_and_a_step_between():
     torch.testing.assert_close(f("puaf")(X, a=1, b=0.0, c=0.0), torch.relu(X))
     share = f("puaf")(X, a=0, b=5.0, c=10.0)

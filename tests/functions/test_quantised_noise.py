@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 import actinium as ac
-from actinium.core.errors import InputError, SiteError
+from actinium.core.errors import ActiniumWarning, InputError, SiteError
 from actinium.functions.noise_injection import inject_noise
 from actinium.functions.quantised_noise import (
     AnalogLinear,
@@ -119,6 +121,18 @@ def test_interpolation_survives_half_precision_and_infinities():
         assert y.dtype == dtype and not y.isnan().any() and float(y[0]) == 0
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.1])
+@pytest.mark.parametrize("i", [0.0, 0.5, 1.0])
+def test_interpolation_hides_no_nan(i, alpha):
+    y = InterpolatedActivation(i, negative_slope=alpha)(torch.tensor([math.nan, -math.inf, 1.0]))
+    assert y.isnan().tolist() == [True, False, False]
+
+
+def test_the_scaled_form_goes_from_relu_to_half_the_input():
+    np.testing.assert_allclose(InterpolatedActivation(1.0, scale=1e6)(X), X.relu(), atol=1e-6)
+    np.testing.assert_allclose(InterpolatedActivation(1.0, scale=1e-9)(X), X / 2, atol=1e-8)
+
+
 def test_gradient_errors_near_zero_are_the_published_order():
     clean = {name: gradient_error(name, 15).data for name in ("relu", "gelu", "silu")}
     assert float(clean["relu"]["mean_sq"]) == pytest.approx(0.5, abs=0.01)
@@ -137,6 +151,14 @@ def test_the_curve_is_the_error_by_input():
     assert found["curve"].values.tolist() == [0] * 5 + [1] * 5  # everything is rounded to 0, where ReLU' is 0
     assert gradient_error("identity", 3, std=0.1).data["mean_sq"] == 0
     assert found.plot() is not None
+
+
+def test_modules_are_measured_in_float64_and_stay_as_they_are():
+    leaky, inside = nn.PReLU(init=0.3), nn.ReLU(inplace=True)
+    # All inputs are rounded to 0, where PReLU's slope is that of the left.
+    assert float(gradient_error(leaky, 15)["mean_sq"]) == pytest.approx(0.7**2 / 2, rel=0.02)
+    assert leaky.weight.dtype == torch.float32 and leaky.weight.requires_grad and leaky.training
+    assert gradient_error(inside, 15)["mean_sq"] == gradient_error("relu", 15)["mean_sq"] and inside.inplace
 
 
 def test_an_analog_layer_is_its_formula():
@@ -228,12 +250,29 @@ def test_a_pass_that_fails_leaves_the_weights(lm):
         (lambda: AnalogLinear(nn.Linear(2, 2), 3, leakage=0.1, std=0.1), "one of"),
         (lambda: gradient_error("relu", 3, radius=0.0), "radius"),
         (lambda: gradient_error(lambda x: x.sum(), 3), "elementwise"),
+        (lambda: gradient_error(lambda x: x.softmax(-1), 3), "elementwise"),
         (lambda: inject_noise(nn.Linear(1, 1), "x").__enter__(), "is needed"),
     ],
 )
 def test_what_is_refused(wrong, says):
     with pytest.raises(InputError, match=says):
         wrong()
+
+
+def test_weights_that_are_used_without_their_module_are_told():
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"attend": nn.MultiheadAttention(8, 2), "other": nn.ModuleList([nn.Linear(8, 8)])})
+    x = torch.randn(5, 2, 8)
+    with (
+        pytest.warns(ActiniumWarning, match=r"attend\.out_proj"),
+        inject_noise(net, "attend.out_proj", weight_noise=ReducePrecision(2)),
+    ):
+        net["attend"](x, x, x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with inject_noise(net, ["attend", "other*"], weight_noise=ReducePrecision(2)):
+            net["attend"](x, x, x)
+            net["other"][0](x)
 
 
 def test_unknown_sites_are_refused(lm):

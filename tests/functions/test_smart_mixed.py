@@ -69,6 +69,15 @@ def test_functions_are_drawn_with_the_softmax_of_their_logits():
     torch.testing.assert_close(one.probabilities()[0].double().numpy() * 1e5, expected, rtol=1e-5, atol=0)
 
 
+def test_functions_are_drawn_evenly_in_half_precision():
+    torch.manual_seed(0)
+    unit = GumbelActivationSelector(300_000)
+    with torch.no_grad():
+        unit.logits.zero_()
+    counts = unit.to(torch.bfloat16).weights().argmax(-1).bincount(minlength=6).numpy()
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
 def test_at_a_low_temperature_soft_weights_are_hard():
     torch.manual_seed(0)
     soft = GumbelActivationSelector(50, tau=1e-3, hard=False)

@@ -110,6 +110,20 @@ def test_effects_are_those_of_an_additive_target(additive):
     assert order["coefficients"][3:].sum() > order["effect"][3:].sum()
 
 
+def test_radial_layers_see_columns_and_not_rows():
+    """A norm over the row would mix columns that are on a common scale."""
+    x, parts = synthetic(400)
+    y = parts.sum(0)
+    model = TabKANRegressor(layer="fast", hidden=(8,), steps=150, lr=2e-2).fit(x[:300], y[:300])
+    assert model.score(x[300:], y[300:]) > 0.95
+    curve = model.feature_curve(0, x[:, 0]) @ model.network_.head.weight.detach().numpy()[0]
+    assert np.corrcoef(curve, parts[0])[0, 1] > 0.98
+    for layer, options in (("fast", {"norm": True}), ("daruan", {"batch_norm": True})):
+        other = TabKANRegressor(layer=layer, layer_options=options, hidden=(2,), steps=1).fit(x, y)
+        with pytest.raises(InputError, match="normalised inputs"):
+            other.feature_curve(0, [0.0])
+
+
 def test_effects_of_one_layer_are_those_of_the_composed_function(additive):
     x, _, model = additive
     head = model.network_.head.weight.detach().numpy()[0]

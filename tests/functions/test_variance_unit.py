@@ -66,6 +66,8 @@ def test_the_distance_is_that_of_normal_distributions_and_of_sorted_samples():
     places = stats.norm.ppf((np.arange(len(x)) + 0.5) / len(x))
     assert got == pytest.approx(float(np.mean((np.sort(x.numpy()) - places) ** 2)), rel=0.02)
     assert float(wasserstein2_gaussian((x - x.mean()) / x.std(correction=0))) < 1e-20
+    half = (300 * x).half()
+    assert float(wasserstein2_gaussian(half)) == pytest.approx(float(wasserstein2_gaussian(half.double())), rel=1e-5)
 
 
 def test_gradients_are_finite_where_the_arcsine_ends():
@@ -112,6 +114,14 @@ def test_a_running_spread_makes_evaluation_independent_of_the_batch():
     other = VeLU(momentum=0.9).double().eval()
     other.load_state_dict(unit.state_dict())
     torch.testing.assert_close(other(X), unit(X), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:for .*copying from a non-meta")
+def test_a_running_spread_is_loaded_to_where_the_unit_is():
+    unit, elsewhere = VeLU(momentum=0.9), VeLU(momentum=0.9).to("meta")
+    unit(X.float())
+    elsewhere.load_state_dict(unit.state_dict())
+    assert elsewhere.running.device.type == "meta"
 
 
 def test_penalties_are_subtracted_or_collected():

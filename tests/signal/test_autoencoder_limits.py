@@ -123,6 +123,19 @@ def test_hermite_coefficients_give_the_moments(name):
     assert (again.c1, again.f1) == pytest.approx((sigma.c1, sigma.f1), abs=1e-4)
 
 
+def test_a_function_is_known_by_what_it_does_and_not_by_its_name():
+    def linear(t):
+        return t + 0.3 * t**3
+
+    def sign(t):
+        return torch.tanh(5 * t)
+
+    u = torch.tensor(0.5, dtype=torch.float64)
+    # t + 0.3 t^3 = 1.9 h_1 + 0.3 sqrt(6) h_3.
+    assert float(nonlinearity(linear).kernel(u)) == pytest.approx(0.5 + 0.54 / 3.61 * 0.125, abs=1e-6)
+    assert float(nonlinearity(sign).kernel(u)) < math.asin(0.5) - 1e-3
+
+
 def test_the_kernel_of_erf_is_its_closed_form():
     sigma, u = nonlinearity("erf"), torch.linspace(-0.9, 0.9, 7, dtype=torch.float64)
     # Williams, 1998: E[erf(s) erf(t)] = 2 / pi arcsin(2 u / 3) at unit variances.
@@ -156,6 +169,16 @@ def test_population_risk_is_the_monte_carlo_risk(activation, white):
         assert risk == pytest.approx(float(autoencoder_risk(b, activation, None, covariance)), abs=1e-9)
         worse = float(autoencoder_risk(b, activation, a + 0.05 * gaussian(d, n), covariance))
         assert worse > risk
+
+
+def test_a_linear_map_reads_as_much_as_its_rows_span():
+    b = gaussian(3, 8)
+    for rows, rank in ((b, 3), (torch.cat([b, b]), 3), (gaussian(20, 8), 8)):
+        assert float(autoencoder_risk(rows, "linear")) == pytest.approx(1 - rank / 8, abs=1e-9)
+        a = best_decoder(rows, "linear")
+        assert float(autoencoder_risk(rows, "linear", a)) == pytest.approx(1 - rank / 8, abs=1e-9)
+    x = gaussian(300, 4)
+    assert TwoLayerAutoencoder(8, "linear", steps=20, decoder="population").fit(x).risk(x) < 1e-9
 
 
 def test_risk_does_not_depend_on_rotations_or_lengths_of_rows():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 
 import actinium as ac
 from actinium.core.errors import ActiniumWarning, InputError, UnknownNameError
-from actinium.signal.far_confidence import far_field_audit, feature_scaling_audit, relu_region
+from actinium.signal.far_confidence import _nearest, far_field_audit, feature_scaling_audit, relu_region
 from actinium.signal.uncertainty_metrics import METRICS, UncertaintyMetrics
 from actinium.signal.uncertainty_predictors import (
     BayesByBackpropPredictor,
@@ -155,6 +156,23 @@ def test_small_scores_do_not_end_at_the_rounding_of_one():
     assert sure.max_prob(logits).tolist() == pytest.approx([math.exp(-100), math.exp(-200)], rel=1e-9)
 
 
+@pytest.mark.parametrize("far", [5.0, 35.0, 60.0, 300.0])
+def test_small_entropies_and_disagreements_keep_their_digits(far):
+    one = UncertaintyMetrics(lambda x: x)
+    p = math.exp(-far) / (1 + math.exp(-far))
+    # -p ln p - (1 - p) ln(1 - p), of which the second part is of the size of p.
+    wanted = p * (far + math.log1p(math.exp(-far))) - (1 - p) * math.log1p(-p)
+    assert float(one.entropy(torch.tensor([[0.0, far]]).double())) == pytest.approx(wanted, rel=1e-12, abs=0)
+    if far < 30:
+        return
+    several = UncertaintyMetrics(lambda x: torch.stack([x, x + torch.tensor([0.0, 2.0])]))
+    both = [math.exp(-far), math.exp(-far - 2)]
+    # Where all are small, the divergence of p from m is p ln(p / m) - p + m, and the last two cancel in the mean.
+    wanted = sum(p * math.log(p / (sum(both) / 2)) for p in both) / 2
+    got = float(several.mutual_information(torch.tensor([[0.0, far]]).double()))
+    assert got == pytest.approx(wanted, rel=1e-12, abs=0)
+
+
 def test_gradient_norm_equals_finite_differences():
     metrics = UncertaintyMetrics(EnsemblePredictor([mlp(s) for s in range(3)]))
     x = points(4)
@@ -212,6 +230,7 @@ def test_shared_dropout_masks_make_each_member_one_function():
     net.train()
     shared(x)
     assert net.training and net[2].training and not net[2]._forward_hooks
+    assert UncertaintyMetrics(shared).entropy(x).shape == (6,)  # which it puts into evaluation mode itself
     many = MCDropoutPredictor(nn.Sequential(nn.Dropout(0.3)), 3000)(torch.ones(1, 4, dtype=torch.float64))
     assert float(many.mean()) == pytest.approx(1, abs=0.03)
 
@@ -229,6 +248,29 @@ def test_divergence_of_bayesian_layers_equals_torch_distributions():
     several = BayesByBackpropPredictor(nn.Sequential(layer), 4, seed=1)
     x = torch.randn(5, 3)
     assert several(x).shape == (4, 5, 2) and torch.equal(several(x), several(x))
+    noise = layer.noise
+    with pytest.raises(RuntimeError):
+        several(torch.randn(5, 4))
+    assert layer.noise is noise
+
+
+def test_bayesian_layers_are_affine_and_a_bilinear_one_is_not():
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.product = nn.Bilinear(3, 3, 2, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.product(x, x)
+
+    torch.manual_seed(0)
+    bayes = BayesByBackpropPredictor(nn.Sequential(BayesLinear(3, 8), nn.ReLU(), BayesLinear(8, 2)).double(), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = far_field_audit(bayes, points(), radii=(1, 1e5), directions=10)
+    assert float(got["limit_agrees"][-1]) == 1
+    with pytest.warns(ActiniumWarning, match="Bilinear"):
+        far_field_audit(Squared(), points(), radii=(1,), directions=5)
 
 
 def test_anchor_penalty_is_the_prior_s_squared_distance():
@@ -289,6 +331,14 @@ def test_audit_measures_at_the_radius_it_names(moons):
     assert float(got["score"].sel(metric="nearest", radius=4)) == pytest.approx(nearest)
 
 
+def test_nearest_neighbours_of_many_rows_are_those_of_a_search_tree():
+    from scipy.spatial import cKDTree
+
+    rows = points(3000)
+    wanted = cKDTree(rows.numpy()).query(rows.numpy(), 2)[0][:, 1]
+    assert np.allclose(_nearest(rows, rows).numpy(), wanted, atol=1e-12)
+
+
 def test_a_bounded_network_is_audited_with_a_warning():
     with pytest.warns(ActiniumWarning, match="Tanh"):
         got = far_field_audit(mlp(activation=nn.Tanh), points(), radii=(1, 100), directions=20)
@@ -328,6 +378,8 @@ def test_bad_input_is_refused():
         UncertaintyMetrics(lambda x: x[0]).entropy(x)
     with pytest.raises(InputError, match="training mode"):
         UncertaintyMetrics(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)))
+    with pytest.raises(InputError, match="training mode"):
+        UncertaintyMetrics(nn.Sequential(nn.Linear(3, 2), nn.AlphaDropout(0.2)))
     with pytest.raises(InputError, match="dropout"):
         MCDropoutPredictor(mlp())
     with pytest.raises(InputError, match="members"):

@@ -121,6 +121,19 @@ def test_smoothness_falls_and_rises_with_the_angle_and_its_intervals_hold_the_tr
     got.plot()
 
 
+def test_largest_second_moment_is_over_filters_that_see_a_part_of_the_patches():
+    # Two opposite patches: their mean is nothing, but a filter that is on for one of them sees that one.
+    z = patches(400, 1, 3)
+    opposite = torch.cat([z, -z], 1)
+    found = angular_smoothness(opposite, angles=[0.5], directions=8, normalise=False)
+    assert float(torch.linalg.eigvalsh(opposite.mean(1).T @ opposite.mean(1))[-1]) == pytest.approx(0, abs=1e-20)
+    _, w = filters(3)
+    seen = filter_moments(opposite, w, -w).seen()
+    mean = (opposite * (opposite @ w > 0)[..., None]).mean(1)
+    torch.testing.assert_close(seen, mean.T @ mean / len(mean), rtol=1e-10, atol=1e-12)
+    assert float(found["lambda_max"]) > 0.2
+
+
 def test_closer_patches_have_smaller_cross_terms():
     far, close = (angular_smoothness(patches(1000, 6, 5, rho), directions=3) for rho in (0.1, 0.99))
     assert float(close["cross"].mean()) < 0.5 * float(far["cross"].mean())

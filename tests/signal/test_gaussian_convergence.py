@@ -84,6 +84,13 @@ def test_weights_that_break_a_condition_are_told():
     assert {"rows alike", "columns alike"} <= broken(check_pseudo_iid(in_order, 1.3))
     uneven = good * torch.linspace(0.5, 1.32, 24, dtype=torch.float64)[None, :, None]
     assert "row variance" in broken(check_pseudo_iid(uneven, 1.3))
+    # Rows of orthogonal weights have the same length in every draw, so a wrong one has no spread to be judged by.
+    fixed = draws("orthogonal", shape=(24, 24)) * torch.linspace(0.9, 1.1, 24, dtype=torch.float64)[None, :, None]
+    assert "row variance" in broken(check_pseudo_iid(fixed, 1.3))
+    signs = torch.randn(400, 8, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64).sign() / 8**0.5
+    assert not broken(check_pseudo_iid(signs, 1.0))
+    signs[:, 1, 1] = signs[:, 0, 0]
+    assert broken(check_pseudo_iid(signs, 1.0)) == {"correlation"}
     tied = good.clone()
     tied[:, 1, 1] = tied[:, 0, 0]
     assert "correlation" in broken(check_pseudo_iid(tied, 1.3))

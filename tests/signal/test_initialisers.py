@@ -67,7 +67,7 @@ def test_sparse_weights_have_exactly_the_density_in_every_row_and_column():
 
 
 def test_layers_are_filled_in_place_in_their_own_type():
-    for layer in (nn.Linear(32, 64), nn.Conv1d(8, 64, 3), nn.Conv2d(4, 64, 3, groups=2)):
+    for layer in (nn.Linear(32, 64), nn.Conv1d(8, 64, 3), nn.Conv2d(4, 64, 3, groups=2), nn.Conv3d(2, 64, 2)):
         for name, options in KINDS.items():
             if name == "structured_sparse":
                 options = {"blocks": 2}
@@ -97,6 +97,37 @@ def test_the_first_layer_of_a_network_is_iid():
     ranks = [int(torch.linalg.matrix_rank(net[i].weight.detach(), rtol=1e-4)) for i in (0, 2, 4)]
     assert ranks == [32, 4, 4]
     assert made["0"].factors is None and made["2"].factors is not None
+
+
+def test_the_first_layer_is_normal_whatever_the_others_are():
+    """Its few inputs average nothing, so that its outputs are Gaussian only if its weights are."""
+    net = nn.Sequential(nn.Linear(2, 4000), nn.Tanh(), nn.Linear(4000, 40))
+    pseudo_iid_init_(net, "iid", 1.0, 0.0, distribution="uniform", generator=torch.Generator().manual_seed(0))
+    first, second = (net[i].weight.detach().double().flatten() * net[i].in_features ** 0.5 for i in (0, 2))
+    assert float((first**4).mean()) == pytest.approx(3, abs=0.3)
+    assert float((second**4).mean()) == pytest.approx(1.8, abs=0.05)
+
+
+def test_a_layer_that_cannot_be_made_leaves_the_network_as_it_was():
+    net = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    before = [p.clone() for p in net.parameters()]
+    for options in ({"kind": "low_rank", "rank": 4}, {"kind": "structured_sparse", "blocks": 4}):
+        with pytest.raises(InputError):
+            pseudo_iid_init_(net, sw=1.0, sb=0.1, **options)
+        assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+
+
+def test_a_share_of_the_rank_reaches_to_the_whole():
+    for share, rank in ((0.25, 5), (0.5, 10), (1.0, 20)):
+        made = pseudo_iid_weights(20, 30, "low_rank", rank=share, generator=torch.Generator().manual_seed(0))
+        assert int(torch.linalg.matrix_rank(made.weight)) == rank
+
+
+def test_drawing_leaves_the_global_random_numbers_alone():
+    state = torch.random.get_rng_state()
+    for name, options in KINDS.items():
+        pseudo_iid_weights(8, 8, OF.get(name, name), generator=torch.Generator().manual_seed(0), **options)
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_the_same_generator_gives_the_same_weights():
@@ -142,7 +173,7 @@ def test_a_small_transformer_is_initialised():
 
 def test_what_cannot_be_made_is_refused():
     layer = nn.Linear(12, 10)
-    for rank in (0, 11, -1, 2.5, None):
+    for rank in (0, 11, -1, 2.5, None, float("nan"), float("inf")):
         with pytest.raises(InputError, match="rank"):
             pseudo_iid_init_(layer, "low_rank", 1.0, 0.0, rank=rank)
     for blocks in (None, 0, 3, 4):

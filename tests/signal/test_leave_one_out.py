@@ -137,6 +137,34 @@ def test_divergence_is_never_negative_and_vanishes_far_away_or_for_pure_noise(po
     assert float(deaf.leakage().max()) < 1e-8 and float(deaf.memorization().max()) < 1e-12
 
 
+def test_a_record_of_which_the_process_knows_nothing_beforehand_and_learns_nothing_changes_nothing():
+    x, y = draw(6, 3), draw(6, seed=1)
+    x[2] = 0  # without biases the function is 0 there
+    for noise in (0.01, 1e17):
+        lood = LOOD(NNGPKernel(torch.relu, 2, 1.4, 0.0), noise).fit(x, y)
+        for scores in (lood.memorization(), lood.leakage()):
+            assert float(scores[2]) == pytest.approx(0, abs=1e-12) and bool((scores >= 0).all())
+
+
+def test_small_leakages_keep_their_digits(points):
+    x, y = points
+    # Of a variance v far below the noise s the divergence is v^2 / (4 s^2) + v a^2 / (2 s^2).
+    leakage, (a, v) = (f(LOOD(RBF(1.0), 1e6).fit(x, y)) for f in (LOOD.leakage, LOOD._left_out))
+    assert torch.allclose(leakage, (v**2 / 4 + v * a[:, 0] ** 2 / 2) / 1e12, rtol=1e-5, atol=0)
+
+
+def test_records_may_be_named_by_any_integer(points):
+    lood = LOOD(RBF(1.0), 0.1).fit(*points)
+    most = lood.memorization().argmax()
+    wanted = lood.optimize_query(int(most), steps=3)
+    for index in (most, np.int64(most), [int(most)]):
+        assert lood.optimize_query(index, steps=3) == wanted
+    assert torch.equal(lood.influence(most, points[0]), lood.influence(int(most), points[0]))
+    for wrong in (1.5, "a", [0, 0.5]):
+        with pytest.raises(InputError, match="integers"):
+            lood.optimize_query(wrong)
+
+
 def test_labels_change_the_mean_part_alone(points):
     x, y = points
     one, other = LOOD(RBF(1.0), 0.1).fit(x, 0 * y), LOOD(RBF(1.0), 0.1).fit(x, y)
@@ -191,6 +219,33 @@ def test_deep_relu_kernels_remember_less_once_they_have_collapsed():
             assert float(lood.leakage().mean()) == pytest.approx(leakage, abs=0.001)
     share = torch.linalg.eigvalsh(lood.kernel_)[-1] / 200
     assert float(share) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("phi", "sb", "expected"),
+    [
+        (torch.nn.functional.gelu, 0.05, {2: (0.275, 0.87), 10: (0.393, None), 50: (0.730, 1.53)}),
+        (torch.tanh, 0.2, {2: (0.295, 0.96), 10: (0.480, None), 50: (0.853, 1.93)}),
+    ],
+)
+def test_deeper_kernels_of_smooth_functions_leak_and_remember_more(phi, sb, expected):
+    """The numbers are those of correlations that start as the digits' cosines, without biases in the first layer."""
+    data = pytest.importorskip("sklearn.datasets").load_digits()
+    chosen = np.flatnonzero(data.target < 2)[:200]
+    x = torch.nn.functional.normalize(torch.from_numpy(data.data[chosen]), dim=1)
+    y = torch.from_numpy(2.0 * data.target[chosen] - 1)
+    point = ac.signal.EdgeOfChaos(phi).point(sb)
+    layer, q = NNGPKernel(phi, 2, point.sw, sb), torch.full((200,), point.q, dtype=torch.float64)
+    cosines, names = x @ x.T, torch.arange(200)[:, None].double()
+    for depth in range(1, 51):
+        cosines = layer._next(q[:, None], q[None, :], point.q * cosines) / point.q
+        if depth in expected:
+            k = (cosines + cosines.T) / 2
+            lood = LOOD(lambda a, b, k=k: k[a[:, 0].long()][:, b[:, 0].long()], 0.01).fit(names, y)
+            leakage, memorisation = expected[depth]
+            assert float(lood.leakage().mean()) == pytest.approx(leakage, abs=0.001)
+            if memorisation is not None:
+                assert 1000 * float(lood.memorization().mean()) == pytest.approx(memorisation, abs=0.01)
 
 
 def test_the_relu_kernel_is_that_of_nngp_and_its_gradient_is_right():

@@ -120,6 +120,8 @@ def test_bad_input_is_refused():
         empirical_lood(gaussian(1, 1), (X, Y), s, X[:1], 3)
     with pytest.raises(InputError, match="do not fit"):
         empirical_lood(gaussian(1, 1), (X, Y), (torch.zeros(1, 2), Y[:1]), X[:1])
+    with pytest.raises(InputError, match="cut to integers"):
+        empirical_lood(gaussian(1, 1), (X, Y.long()), (X[:1], torch.tensor([-0.5])), X[:1])
     with pytest.raises(InputError, match="inputs and 5 labels"):
         empirical_lood(gaussian(1, 1), (X, Y[:4]), s, X[:1])
     with pytest.raises(InputError, match="same output"):

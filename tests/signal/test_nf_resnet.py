@@ -36,6 +36,16 @@ def test_variance_of_circular_blocks_is_the_calculated_one(activation):
             assert float(x.var((0, 2, 3), correction=0).mean()) == pytest.approx(wanted, rel=0.05)
 
 
+def test_a_gain_is_given_to_every_activation():
+    block = NFResNetBlock(8, 8, activation="relu", gain=1.5, bottleneck=0.5)
+    gains = [m.gain for m in block.modules() if isinstance(m, signal.GainedActivation)]
+    assert gains == [1.5] * 3
+    with pytest.raises(InputError, match="positive"):
+        NFResNetBlock(8, 8, gain=-1.0)
+    with pytest.raises(InputError, match="in place"):
+        NFResNetBlock(8, 8, activation=torch.nn.ReLU(inplace=True))
+
+
 def test_transition_starts_the_variance_again():
     torch.manual_seed(0)
     block = NFResNetBlock(64, 128, beta=3.0, stride=2, bottleneck=0.25)

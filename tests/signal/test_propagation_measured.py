@@ -104,6 +104,23 @@ def test_a_shipped_language_model_is_measured_at_its_residual_stream():
     assert found.plot() is not None
 
 
+def test_running_statistics_and_the_mode_are_left_as_they_were():
+    net = nn.Sequential(nn.Linear(32, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 4)).train()
+    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    measure_propagation(net, *pairs())
+    assert net[1].training and all(torch.equal(buffer, before[name]) for name, buffer in net.named_buffers())
+
+
+def test_convolutions_of_three_dimensions_are_measured_and_drawn():
+    net = nn.Sequential(nn.Conv3d(2, 8, 3), nn.Tanh(), nn.Conv3d(8, 8, 3))
+    eoc_init_(net, torch.tanh, 0.2, generator=torch.Generator().manual_seed(0))
+    a, b = torch.randn(2, 3, 2, 6, 6, 6, generator=torch.Generator().manual_seed(1))
+    found = measure_propagation(net, a, b)
+    assert found.data.sizes["layer"] == 2
+    sw = EdgeOfChaos(torch.tanh).point(0.2).sw
+    assert float(net[2].weight.detach().var()) * 8 * 27 == pytest.approx(sw**2, rel=0.1)
+
+
 def test_bad_pairs_and_sites_are_refused():
     net, (a, b) = network(8, 3), pairs(4)
     with pytest.raises(InputError, match="differ"):

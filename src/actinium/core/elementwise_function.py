@@ -23,6 +23,8 @@ DEEP = 14
 """Bisections beyond which something sharp is taken for a kink."""
 GRADED = 24
 """Bisections beside a known kink at which even a root or a logarithm has been followed far enough."""
+NARROW = 1 / 32
+"""A piece of such a share of the pieces beside it has something inside of it."""
 MOST = 3000
 """Pieces of one function."""
 NODE, WEIGHT = np.polynomial.legendre.leggauss(NODES)
@@ -81,8 +83,11 @@ class Elementwise:
         self.given = tuple(float(k) for k in kinks)
         if isinstance(fn, nn.Module):
             fn = copy.deepcopy(fn).double().cpu().eval().requires_grad_(False)
+            for part in fn.modules():
+                if getattr(part, "inplace", False):
+                    part.inplace = False  # type: ignore[assignment]
         self.fn = fn
-        self._meshes: dict[float, tuple[Tensor, Tensor, Tensor]] = {}
+        self._meshes: dict[tuple[float, float], tuple[Floats, Floats, NDArray[np.int64]]] = {}
         self._check()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -94,7 +99,8 @@ class Elementwise:
         if not torch.is_floating_point(x):
             raise InputError(f"{self.name} is asked at real numbers, got a tensor of {x.dtype}")
         with torch.no_grad():
-            y = self.fn(x.detach().double().reshape(-1)).detach().reshape(x.shape)
+            # A copy, for a function may work in place.
+            y = self.fn(x.detach().to(torch.float64, copy=True).reshape(-1)).detach().reshape(x.shape)
         if not bool(y.isfinite().all()):
             bad = x.reshape(-1)[~y.reshape(-1).isfinite()][0]
             raise InputError(f"{self.name} is not finite at {float(bad):.4g}, so its moments are not finite")
@@ -107,7 +113,7 @@ class Elementwise:
             with torch.enable_grad():
                 # Of a second derivative the inner call needs its graph; of a first one it costs little.
                 at = x if x.requires_grad else x.detach().requires_grad_(True)
-                y = self.fn(at)
+                y = self.fn(at.clone())
                 if not y.requires_grad:
                     return torch.zeros_like(x)
                 found = torch.autograd.grad(y.sum(), at, create_graph=True, allow_unused=True)[0]
@@ -116,23 +122,35 @@ class Elementwise:
         return Elementwise(slope, self.given, f"derivative of {self.name}")
 
     def breaks(self, reach: float) -> Tensor:
-        """Ends of the pieces of [-reach, reach] on each of which it is a polynomial to eleven digits, in order."""
-        return self._mesh(reach)[0]
+        """Ends of the pieces of [-reach, reach], or more, on each of which it is a polynomial to eleven digits."""
+        return torch.from_numpy(self._mesh(*_around(reach))[0])
 
     def kinks(self, reach: float) -> Tensor:
         """Places in [-reach, reach] where it, its slope or its curvature jumps, in order."""
-        return self._mesh(reach)[1]
+        return self._places(reach, 2)
 
     def corners(self, reach: float) -> Tensor:
         """Those of the kinks at which it or its slope jumps."""
-        return self._mesh(reach)[2]
+        return self._places(reach, 1)
 
-    def _mesh(self, reach: float) -> tuple[Tensor, Tensor, Tensor]:
-        reach = 2.0 ** np.ceil(np.log2(max(reach, 1.0)))
-        if reach not in self._meshes:
-            breaks, kinks, corners = _mesh(self, self.given, reach)
-            self._meshes[reach] = torch.from_numpy(breaks), torch.from_numpy(kinks), torch.from_numpy(corners)
-        return self._meshes[reach]
+    def jumps(self, lo: float, hi: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Places between two numbers where its value, where only its slope, and where only its curvature jumps.
+
+        Raises:
+            InputError: a value between them is not finite, or it turns too often.
+        """
+        _, at, order = self._mesh(float(lo), float(hi))
+        value, slope, curvature = (torch.from_numpy(at[order == k]) for k in range(3))
+        return value, slope, curvature
+
+    def _places(self, reach: float, highest: int) -> Tensor:
+        _, at, order = self._mesh(*_around(reach))
+        return torch.from_numpy(at[(order <= highest) & (np.abs(at) <= reach)])
+
+    def _mesh(self, lo: float, hi: float) -> tuple[Floats, Floats, NDArray[np.int64]]:
+        if (lo, hi) not in self._meshes:
+            self._meshes[lo, hi] = _mesh(self, self.given, lo, hi)
+        return self._meshes[lo, hi]
 
     def _check(self) -> None:
         x = torch.linspace(-2.9, 3.1, 36, dtype=torch.float64)
@@ -141,7 +159,7 @@ class Elementwise:
         other = torch.where(kept, x, 0.3 - 1.7 * x)
         try:
             with torch.no_grad():
-                y, again, changed, alone = (self.fn(at) for at in (x, x.clone(), other, x[:18].clone()))
+                y, again, changed, alone = (self.fn(at) for at in (x.clone(), x.clone(), other, x[:18].clone()))
         except InputError:
             raise
         except Exception as error:
@@ -162,11 +180,17 @@ def elementwise(fn: Callable[[Tensor], Tensor] | Elementwise, kinks: Sequence[fl
     return fn if isinstance(fn, Elementwise) else Elementwise(fn, kinks)
 
 
+def _around(reach: float) -> tuple[float, float]:
+    """The interval that is looked at for a reach: few of them, so that one serves for many."""
+    far = 2.0 ** float(np.ceil(np.log2(max(reach, 1.0))))
+    return -far, far
+
+
 def _pieces(f: Elementwise, edges: Floats, deepest: int) -> tuple[Floats, Floats, Floats]:
     """Bisect until each piece is a polynomial: left ends, right ends (sorted), and bisections of each."""
     left, right = edges[:-1].copy(), edges[1:].copy()
     depth = np.zeros(len(left))
-    usual = _usual(f, edges[-1])
+    usual = _usual(f, edges[0], edges[-1])
     done: list[tuple[Floats, Floats, Floats]] = []
     while len(left):
         half = 0.5 * (right - left)
@@ -183,7 +207,7 @@ def _pieces(f: Elementwise, edges: Floats, deepest: int) -> tuple[Floats, Floats
         done.append((left[good], right[good], depth[good]))
         left, right, depth = left[~good], right[~good], depth[~good]
         if len(left) + sum(len(d[0]) for d in done) > MOST:
-            raise InputError(f"{f.name} has too many kinks or turns within ±{edges[-1]:g} to be integrated")
+            raise InputError(f"{f.name} has too many kinks or turns within {edges[0]:g}..{edges[-1]:g}")
         middle = 0.5 * (left + right)
         left, right = np.concatenate([left, middle]), np.concatenate([middle, right])
         depth = np.concatenate([depth, depth]) + 1
@@ -192,39 +216,104 @@ def _pieces(f: Elementwise, edges: Floats, deepest: int) -> tuple[Floats, Floats
     return a[order], b[order], d[order]
 
 
-def _usual(f: Elementwise, reach: float) -> float:
-    """Mean absolute value where most of a Gaussian lies whose far end is `reach`."""
-    return float(f(torch.linspace(-reach / 8, reach / 8, 256, dtype=torch.float64)).abs().mean())
+def _usual(f: Elementwise, lo: float, hi: float) -> float:
+    """Mean absolute value where most of a Gaussian lies whose far ends these are."""
+    middle, part = (lo + hi) / 2, (hi - lo) / 16
+    return float(f(torch.linspace(middle - part, middle + part, 256, dtype=torch.float64)).abs().mean())
 
 
-def _mesh(f: Elementwise, given: Sequence[float], reach: float) -> tuple[Floats, Floats, Floats]:
-    inside = [k for k in given if abs(k) < reach]
+def _mesh(f: Elementwise, given: Sequence[float], lo: float, hi: float) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Ends of the pieces of lo..hi; places of kinks, and for each the lowest derivative that jumps there."""
+    inside = [k for k in given if lo < k < hi]
     # A wide first piece could step over what happens near zero.
-    powers = 2.0 ** np.arange(0, np.log2(reach) + 0.5)
-    start = [*-powers, 0.0, *powers]
+    powers = 2.0 ** np.arange(0, np.log2(max(-lo, hi, 1.0)) + 0.5)
+    start = [lo, *(p for p in (*-powers, 0.0, *powers) if lo < p < hi), hi]
     left, right, depth = _pieces(f, np.unique([*start, *inside]), DEEPEST)
     found = list(inside)
+    unsure: list[float] = []  # roots, and jumps of a curvature, whose place is known better from both sides
     deep = depth >= DEEP
     groups = np.flatnonzero(np.diff(np.concatenate([[False], deep, [False]]).astype(int)))
     for first, stop in groups.reshape(-1, 2):
         at = first + int(np.argmax(depth[first:stop]))
         middle, width = 0.5 * (left[at] + right[at]), right[at] - left[at]
-        # A number of few digits within reach of the last bisection is what was meant.
-        short = float(np.round(middle, 6))
-        found.append(short if abs(short - middle) <= 2 * width else middle)
+        (found if depth[at] >= GRADED else unsure).append(_meant(middle, 2 * width, start))
     if found:
-        left, right, depth = _pieces(f, np.unique([*start, *found]), GRADED)
+        left, right, _ = _pieces(f, np.unique([*start, *found]), GRADED)
     left, right = _merged(f, left, right, found)
-    jumps = _jumps(f, left, right)
+    bent = _bends(f, left, right)
+    bent += [place for place in unsure if all(abs(place - b) > 1e-3 for b in bent)]
+    if bent:
+        found += bent
+        left, right, _ = _pieces(f, np.unique([*start, *found]), GRADED)
+        left, right = _merged(f, left, right, found)
     inner = left[1:]
+    jumps = _jumps(f, left, right)
+    known = np.isin(inner, found)
+    if found:
+        # A root that was followed far enough seems to jump where that ends.
+        beside = np.abs(inner[:, None] - np.array(found)).min(1) <= (hi - lo) * 0.5**GRADED
+        jumps[:, beside & ~known] = False
+    jumps[0] &= _stays(f, inner)
+    jumps[1] |= known & ~jumps[0] & _steep(f, inner, 1)
+    jumps[2] |= known & _steep(f, inner, 2)
     kinked = jumps.any(0)
-    corner = jumps[:2].any(0)
-    return np.append(left, right[-1]), inner[kinked], inner[corner]
+    return np.append(left, right[-1]), inner[kinked], jumps.argmax(0)[kinked]
+
+
+def _stays(f: Elementwise, at: Floats) -> NDArray[np.bool_]:
+    """Whether the difference of values around a place is as large on a step that is a thousand times smaller."""
+    far, near = (
+        (f(torch.from_numpy(at + e)) - f(torch.from_numpy(at - e))).abs().numpy()
+        for e in (1e-9 * (1 + np.abs(at)), 1e-12 * (1 + np.abs(at)))
+    )
+    return near > far / 3
+
+
+def _steep(f: Elementwise, at: Floats, order: int) -> NDArray[np.bool_]:
+    """Whether a derivative grows without bound towards a place, on one of its sides."""
+    steep = np.zeros(len(at), dtype=bool)
+    for side in (-1, 1):
+        sizes = []
+        for h in (1e-5, 1e-6):
+            zero, one, two = (f(torch.from_numpy(at + side * k * h)).numpy() for k in range(3))
+            change = np.abs(one - zero if order == 1 else two - 2 * one + zero)
+            sizes.append(change / h**order)
+        sure = change > 1e-12 * (np.abs(zero) + np.abs(two))
+        steep |= sure & (sizes[1] > 2 * sizes[0])
+    return steep
+
+
+def _meant(place: float, error: float, marks: Sequence[float] = ()) -> float:
+    """A mark, or a number of few digits, within an error of a place: it is what was meant."""
+    return next((m for m in (*marks, float(np.round(place, 6))) if abs(m - place) <= error), place)
+
+
+def _bends(f: Elementwise, left: Floats, right: Floats) -> list[float]:
+    """Places inside of narrow pieces between wide ones where only the curvature jumps.
+
+    Such a jump is lost in rounding long before a piece around it is as small as one around a corner. The polynomials on
+    both sides differ by half the jump times the square of the distance: their slopes agree where it is.
+    """
+    width = right - left
+    at = np.flatnonzero(width[1:-1] <= NARROW * np.minimum(width[:-2], width[2:])) + 1
+    half = 0.5 * width
+    values = f(torch.from_numpy(left[:, None] + half[:, None] * (NODE + 1))).numpy()
+    found = []
+    for i in at:
+        middle = 0.5 * (left[i] + right[i])
+        before, after = (
+            np.polynomial.legendre.Legendre(COEFFICIENTS @ values[j], [left[j], right[j]]) for j in (i - 1, i + 1)
+        )
+        slope, curvature = (float(before.deriv(k)(middle) - after.deriv(k)(middle)) for k in (1, 2))
+        place = middle - slope / curvature if curvature else middle
+        if left[i] <= place <= right[i]:
+            found.append(_meant(place, 1e-7))
+    return found
 
 
 def _merged(f: Elementwise, left: Floats, right: Floats, kinks: Sequence[float]) -> tuple[Floats, Floats]:
     """Neighbouring pieces made one where one polynomial is the function on both."""
-    usual, start = _usual(f, right[-1]), 0
+    usual, start = _usual(f, left[0], right[-1]), 0
     idle = 0
     while idle < 2 and len(left) > 1:
         first = np.arange(start, len(left) - 1, 2)
@@ -253,7 +342,7 @@ def _jumps(f: Elementwise, left: Floats, right: Floats) -> NDArray[np.bool_]:
     """Whether value, slope and curvature jump at each inner end of the pieces: (3, pieces - 1)."""
     half = 0.5 * (right - left)
     values = f(torch.from_numpy(left[:, None] + half[:, None] * (NODE + 1))).numpy()
-    coefficients, usual = values @ COEFFICIENTS.T, _usual(f, right[-1])
+    coefficients, usual = values @ COEFFICIENTS.T, _usual(f, left[0], right[-1])
     out = []
     for order, least in enumerate((1e-8, 1e-5, 1e-3)):
         ends = np.einsum("ek,pk->pe", ENDS[order], coefficients) / half[:, None] ** order

@@ -27,7 +27,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "cauchy_units": ["cauchy_contour", "cauchy_expansion", "CauchyActivation", "CauchySum", "XNet"],
         "comparison": ["compare_activations"],
         "comparison_tasks": ["ComparisonTask", "task", "TASKS"],
-        "daruan": ["DARUAN", "frequencies_of", "QKANLayer"],
+        "daruan": ["DARUAN", "frequencies_of", "QKANLayer", "QubitCircuits"],
         "divisive_normalisation": ["GDN", "GDNDensity", "IGDN", "negentropy"],
         "dual_relu": [
             "activated_parameters",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -34,6 +35,8 @@ Run = Callable[[nn.Module, OperatorCall], Tensor]
 
 class ActivationDistiller(Estimator):
     """Fits an operator to recorded calls of another one.
+
+    It is judged in evaluation mode, and learns in the mode that it is given in.
 
     Args:
         operator: the new operator; it is copied.
@@ -88,12 +91,14 @@ class ActivationDistiller(Estimator):
         operator = _wide(copy.deepcopy(self.operator), calls[0].y)
         self.whole_ = isinstance(operator, type(self.old))
         behind, ahead = _reach(self._raw, self.old, calls[0])
-        self._check_operator(operator, judged[0], sees_later=ahead or not behind)
+        with _evaluation(operator):
+            self._check_operator(operator, judged[0], sees_later=ahead or not behind)
         self.loss_ = ("l1" if behind or ahead else "l2") if self.loss == "auto" else self.loss
         if self.loss == "auto" and calls[0].y.ndim > 3:
             raise InputError(f"{self.name} gives {tuple(calls[0].y.shape)}, not (batch, tokens, width): name the loss")
         self._regress(operator, learned, judged, progress)
-        self.relative_error_ = self._relative_error(operator, judged)
+        with _evaluation(operator):
+            self.relative_error_ = self._relative_error(operator, judged)
         first = next(self.old.parameters(), calls[0].y)
         self.operator_ = operator.to(first.dtype).train(self.old.training)
         return self
@@ -138,13 +143,14 @@ class ActivationDistiller(Estimator):
             raise InputError(f"{type(operator).__name__} returns {type(y).__name__}, expected a tensor")
         return y
 
+    @torch.enable_grad()
     def _regress(
         self, operator: nn.Module, learned: Sequence[OperatorCall], judged: Sequence[OperatorCall], progress: bool
     ) -> None:
         regression = REGRESSIONS[self.loss_]
 
         def judge() -> float:
-            with torch.no_grad():
+            with torch.no_grad(), _evaluation(operator):
                 return _mean([float(regression(self._new(operator, c), _wide(c.y, c.y))) for c in judged])
 
         weights = [p for p in operator.parameters() if p.requires_grad]
@@ -206,6 +212,18 @@ class GraftedOperator(nn.Module):
         if any(kwargs.get(name) is not None for name in CACHES):
             raise InputError(f"{type(self.operator).__name__} keeps no cache: call the network with use_cache=False")
         return packed(self.operator(read_of(args, kwargs, type(self.operator).__name__)), self._select, self._layout)
+
+
+@contextmanager
+def _evaluation(operator: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of the block."""
+    modes = {part: part.training for part in operator.modules()}
+    operator.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from actinium.core.gaussian_moments import gaussian_mean
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.functions.registry import spec
-from actinium.functions.shape_analysis import derivatives, find_breaks
+from actinium.functions.shape_analysis import derivatives, whole_range
 
 __all__ = ["ActivationReport", "StationaryPoint", "analyze_activation"]
 
@@ -52,11 +52,11 @@ class ActivationReport:
         breaks: where the lowest derivative that jumps does so.
         lower, upper: least and largest value on the interval.
         left_asymptote, right_asymptote: (slope, intercept) of lines fitted to the outer tenths of the interval.
-        bounded_below, bounded_above: judged by values and asymptotes.
+        bounded_below, bounded_above: on the whole line, judged by values up to 1e16 and at both infinities.
         stationary: minima, maxima and saddles, by position.
         lipschitz: largest |f'|.
         gradient_lipschitz: largest |f''|; inf where the derivative jumps.
-        at_zero, slope_at_zero: f(0) and f'(0) (NaN at a kink).
+        at_zero, slope_at_zero: f(0) and f'(0) (NaN at a kink, and where 0 is not in the interval).
         monotone, odd, even: on the interval.
         mean, second_moment, slope_second_moment: E f(z), E f(z)^2 and E f'(z)^2 for standard normal z.
         gain: 1 / sqrt(second_moment); inf for a function that is 0.
@@ -128,7 +128,7 @@ def analyze_activation(
 
     Raises:
         InputError: the interval is empty or the grid has fewer than 3 points; the function is not elementwise, or not
-            finite on the interval (the place is said).
+            finite on the interval or where standard normal numbers lie (the place is said).
         UnknownNameError: there is no function of that name.
 
     Source: the properties of Lee, 2023, arXiv 2305.12073, for any function.
@@ -143,35 +143,38 @@ def analyze_activation(
     with torch.no_grad():
         f(torch.from_numpy(x))  # refuses what is not finite, and says where
     y, slope, bend = derivatives(f.fn, x, 2)
-    jumps = find_breaks(f.fn, 0, lo, hi)
-    kinks = jumps or find_breaks(f.fn, 1, lo, hi)
-    bends = kinks or find_breaks(f.fn, 2, lo, hi)
+    jumps, corners, curves = (places.tolist() for places in f.jumps(lo, hi))
+    kinks = jumps or corners
+    bends = kinks or curves
     smoothness = -1 if jumps else 0 if kinks else 1 if bends else 2
     left, right = _asymptote(x, y, False), _asymptote(x, y, True)
     moments = _moments(f)
     mirrored = _is_mirrored(f, max(-lo, hi))
+    stationary = _stationary(f.fn, x, slope)
     scale = 1e-12 * max(1.0, float(np.abs(y).max()))
-    steps = np.diff(y)
+    turns = np.searchsorted(x, [p.x for p in stationary])
+    steps = np.diff(np.insert(y, turns, [p.value for p in stationary]))
+    bounds = whole_range(f.fn)
     return ActivationReport(
         name=f.name,
         lo=lo,
         hi=hi,
         smoothness=smoothness,
         breaks=tuple(bends),
-        lower=-_largest(lambda t: -_value(f, t), x, -y),
+        lower=0.0 - _largest(lambda t: -_value(f, t), x, -y),
         upper=_largest(lambda t: _value(f, t), x, y),
         left_asymptote=left,
         right_asymptote=right,
-        bounded_below=left[0] <= 1e-6 and right[0] >= -1e-6,
-        bounded_above=left[0] >= -1e-6 and right[0] <= 1e-6,
-        stationary=tuple(_stationary(f.fn, x, slope, kinks)),
+        bounded_below=math.isfinite(bounds[0]),
+        bounded_above=math.isfinite(bounds[1]),
+        stationary=tuple(stationary),
         lipschitz=math.inf if jumps else _largest(lambda t: np.abs(derivatives(f.fn, t)[1]), x, np.abs(slope)),
         gradient_lipschitz=math.inf
         if kinks
         else _largest(lambda t: np.abs(derivatives(f.fn, t, 2)[2]), x, np.abs(bend)),
         at_zero=float(_value(f, np.zeros(1))[0]) if lo <= 0 <= hi else math.nan,
         slope_at_zero=float(derivatives(f.fn, np.zeros(1))[1][0])
-        if not any(abs(k) < 1e-6 for k in kinks)
+        if lo <= 0 <= hi and not any(abs(k) < 1e-6 for k in kinks)
         else math.nan,
         monotone=not (bool((steps > scale).any()) and bool((steps < -scale).any())),
         odd=mirrored == -1,
@@ -184,7 +187,7 @@ def analyze_activation(
 
 
 def _value(f: Elementwise, x: np.ndarray) -> np.ndarray:
-    return f(torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))).numpy()
+    return f(torch.tensor(x, dtype=torch.float64)).numpy()
 
 
 def _moments(f: Elementwise) -> dict[str, float]:
@@ -221,7 +224,7 @@ def _largest(g: Callable[[np.ndarray], np.ndarray], x: np.ndarray, values: np.nd
     return best
 
 
-def _stationary(f: Function, x: np.ndarray, slope: np.ndarray, kinks: list[float]) -> list[StationaryPoint]:
+def _stationary(f: Function, x: np.ndarray, slope: np.ndarray) -> list[StationaryPoint]:
     """Where the slope changes its sign, by bisection to 1e-10; intervals on which it is 0 do not count."""
     found = []
     for i in np.flatnonzero(np.sign(slope[:-1]) * np.sign(slope[1:]) < 0):

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["at_least", "at_most", "between", "logarithm", "tensor_like"]
+__all__ = ["LEAST", "at_least", "at_most", "between", "logarithm", "tensor_like"]
 
-TINY = 1e-6
-"""Smallest value of a parameter that has to be positive."""
+LEAST = 1e-6
+"""Smallest value of a parameter that has to be positive; training cannot push it below."""
 
 
 def tensor_like(value: Tensor | float, x: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def tensor_like(value: Tensor | float, x: Tensor) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=x.dtype, device=x.device)
 
 
-def at_least(value: Tensor | float, low: float = TINY) -> Tensor | float:
+def at_least(value: Tensor | float, low: float = LEAST) -> Tensor | float:
     """A parameter, not below `low`: its domain is checked where it is set, and here once training has moved it."""
     return value.clamp(min=low) if isinstance(value, Tensor) else max(value, low)
 

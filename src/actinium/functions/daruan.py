@@ -16,7 +16,7 @@ from actinium.functions.base_functions import base_function
 from actinium.functions.edge_layers import KANLayer
 from actinium.functions.reuploading_circuits import MEASURES, angle_shape, reuploading_circuit
 
-__all__ = ["DARUAN", "QKANLayer", "frequencies_of"]
+__all__ = ["DARUAN", "QKANLayer", "QubitCircuits", "frequencies_of"]
 
 CONTINUOUS = ("pz", "rpz")
 """Ansaetze whose added gates, at angles of 0, are diagonal: the outcome stays."""
@@ -40,27 +40,63 @@ def frequencies_of(w: Tensor) -> Tensor:
     return (w.detach() @ torch.tensor(signs, dtype=w.dtype, device=w.device).T).abs().sort(-1).values
 
 
-def _check_measure(measure: str) -> None:
-    if measure not in MEASURES:
-        raise InputError(f"measure is {' or '.join(MEASURES)}, not {measure!r}")
+def _longer(value: nn.Parameter, dim: int, steps: int, fill: float) -> nn.Parameter:
+    """A parameter with one number added along a dimension up to a size."""
+    shape = list(value.shape)
+    shape[dim] = steps - shape[dim]
+    more = torch.full(shape, fill, dtype=value.dtype, device=value.device)
+    return nn.Parameter(torch.cat([value.detach(), more], dim), value.requires_grad)
 
 
-def _longer(value: Tensor, steps: int, fill: float) -> Tensor:
-    """A tensor (n, ...) with rows of one number added up to n = steps."""
-    more = torch.full((steps - len(value), *value.shape[1:]), fill, dtype=value.dtype, device=value.device)
-    return torch.cat([value.detach(), more])
+class QubitCircuits(nn.Module):
+    """What modules of circuits of one qubit have in common: angles theta (..., steps, each), w and b (..., reps)."""
+
+    def _make(
+        self, circuits: tuple[int, ...], reps: int, ansatz: str, measure: str, trainable: bool, spread: float | None
+    ) -> None:
+        """Parameters of that many circuits, whose angles have a standard deviation, or Xavier's."""
+        steps, each = angle_shape(ansatz, reps)
+        if measure not in MEASURES:
+            raise InputError(f"measure is {' or '.join(MEASURES)}, not {measure!r}")
+        if spread is not None and not 0 <= spread < math.inf:
+            raise InputError(f"the spread of the angles is not negative, got {spread}")
+        if spread is None:
+            # A unit has one input and one output, whatever the number of its channels.
+            spread = math.sqrt(2 / (steps * each * (sum(circuits) if len(circuits) > 1 else 2)))
+        self.reps, self.ansatz, self.measure = reps, ansatz, measure
+        self.theta = nn.Parameter(spread * torch.randn(*circuits, steps, each))
+        self.w = nn.Parameter(torch.ones(*circuits, reps), trainable)
+        self.b = nn.Parameter(torch.zeros(*circuits, reps), trainable or ansatz == "rpz")
+
+    def frequencies(self) -> Tensor:
+        """The frequencies that each circuit can have, (circuits.., (3^reps + 1) / 2), rising.
+
+        Raises:
+            InputError: the ansatz is "px", which is no trigonometric polynomial of x, or the read-out is fast.
+        """
+        if self.ansatz == "px" or self.measure == "fast":
+            raise InputError("only expectations of pz, rpz, real and mix are trigonometric polynomials of x")
+        return frequencies_of(self.w)
+
+    def extend(self, reps: int) -> Self:
+        """Add repetitions that leave all functions as they are, in place; optimisers have to be made again.
+
+        Raises:
+            InputError: there are not more repetitions, or the ansatz is not pz or rpz.
+        """
+        if self.ansatz not in CONTINUOUS:
+            raise InputError(
+                f"more repetitions change the function of the ansatz {self.ansatz!r}; only pz and rpz can be extended"
+            )
+        if reps <= self.reps:
+            raise InputError(f"an extension has more repetitions than {self.reps}, got {reps}")
+        self.theta = _longer(self.theta, -2, reps + 1, 0.0)
+        self.w, self.b = _longer(self.w, -1, reps, 1.0), _longer(self.b, -1, reps, 0.0)
+        self.reps = reps
+        return self
 
 
-def _check_extension(ansatz: str, reps: int, longer: int) -> None:
-    if ansatz not in CONTINUOUS:
-        raise InputError(
-            f"more repetitions change the function of the ansatz {ansatz!r}; only pz and rpz can be extended"
-        )
-    if longer <= reps:
-        raise InputError(f"an extension has more repetitions than {reps}, got {longer}")
-
-
-class DARUAN(ArrayUnit):
+class DARUAN(QubitCircuits, ArrayUnit):
     """scale <Z> + shift of a circuit of one qubit into which w_l x + b_l goes at every repetition.
 
     The function is a trigonometric polynomial, whose frequencies are sums and differences of the w_l.
@@ -91,17 +127,9 @@ class DARUAN(ArrayUnit):
         channel_dim: int = 1,
     ) -> None:
         super().__init__(num_parameters, channel_dim)
-        steps, each = angle_shape(ansatz, reps)
-        _check_measure(measure)
-        self.reps, self.ansatz, self.measure = reps, ansatz, measure
-        self.learn("theta", torch.zeros(steps, each))
-        nn.init.normal_(self.theta, 0.0, 1 / math.sqrt(steps * each))
-        self.learn("w", torch.ones(reps))
-        self.learn("b", torch.zeros(reps))
+        self._make((num_parameters,), reps, ansatz, measure, preact_trainable, None)
         self.learn("scale", torch.ones(()))
         self.learn("shift", torch.zeros(()))
-        self.w.requires_grad_(preact_trainable)
-        self.b.requires_grad_(preact_trainable or ansatz == "rpz")
         self.scale.requires_grad_(postact_trainable)
         self.shift.requires_grad_(postact_trainable)
 
@@ -109,36 +137,8 @@ class DARUAN(ArrayUnit):
         """The function at x with weights whose first dimensions are the steps."""
         return scale * reuploading_circuit(x, theta, w, b, self.ansatz, self.measure) + shift
 
-    def frequencies(self) -> Tensor:
-        """The frequencies that the function can have, (num_parameters, (3^reps + 1) / 2), rising.
 
-        Raises:
-            InputError: the ansatz is "px", which is no trigonometric polynomial of x, or the read-out is fast.
-        """
-        _check_spectrum(self.ansatz, self.measure)
-        return frequencies_of(self.w)
-
-    def extend(self, reps: int) -> Self:
-        """Add repetitions that leave the function as it is, in place; optimisers have to be made again.
-
-        Raises:
-            InputError: there are not more repetitions, or the ansatz is not pz or rpz.
-        """
-        _check_extension(self.ansatz, self.reps, reps)
-        for name, steps, fill in (("theta", reps + 1, 0.0), ("w", reps, 1.0), ("b", reps, 0.0)):
-            old = getattr(self, name)
-            new = _longer(old.transpose(0, 1), steps, fill).transpose(0, 1).contiguous()
-            setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
-        self.reps = reps
-        return self
-
-
-def _check_spectrum(ansatz: str, measure: str) -> None:
-    if ansatz == "px" or measure == "fast":
-        raise InputError("only expectations of pz, rpz, real and mix are trigonometric polynomials of x")
-
-
-class QKANLayer(KANLayer):
+class QKANLayer(QubitCircuits, KANLayer):
     """y_o = sum_i p_oi (phi_oi(x_i) + q_oi) + w_oi base(x_i), each phi the outcome of a circuit of one qubit.
 
     Args:
@@ -181,25 +181,18 @@ class QKANLayer(KANLayer):
         spread: float | None = None,
     ) -> None:
         super().__init__(in_dim, out_dim)
-        steps, each = angle_shape(ansatz, reps)
-        _check_measure(measure)
         if group != -1 and not 1 <= group <= in_dim:
             raise InputError(f"group is -1, or from 1 to the number of inputs, {in_dim}, not {group}")
-        if spread is not None and not 0 <= spread < math.inf:
-            raise InputError(f"the spread of the angles is not negative, got {spread}")
-        self.reps, self.ansatz, self.measure, self.group = reps, ansatz, measure, group
-        outputs, inputs = (out_dim, in_dim) if group == -1 else (1, group)
-        if spread is None:
-            spread = math.sqrt(2 / (steps * each * (inputs + outputs)))
-        self.theta = nn.Parameter(spread * torch.randn(outputs, inputs, steps, each))
-        self.w = nn.Parameter(torch.ones(outputs, inputs, reps), preact_trainable)
-        self.b = nn.Parameter(torch.zeros(outputs, inputs, reps), preact_trainable or ansatz == "rpz")
+        self.group = group
+        circuits = (out_dim, in_dim) if group == -1 else (1, group)
+        self._make(circuits, reps, ansatz, measure, preact_trainable, spread)
         self.postact_weight = nn.Parameter(torch.ones(out_dim, in_dim), postact_weight_trainable)
         self.postact_bias = nn.Parameter(torch.zeros(out_dim, in_dim), postact_bias_trainable)
         start = 0.5 if base_trainable else 0.0
         self.base_weight = nn.Parameter(torch.full((out_dim, in_dim), start), base_trainable)
         self.base = base_function(base)
         self.norm = nn.BatchNorm1d(in_dim) if batch_norm else None
+        self.normalises = batch_norm
 
     def prepare(self, x: Tensor) -> Tensor:
         """Inputs, normalised over the batch where asked for."""
@@ -222,29 +215,6 @@ class QKANLayer(KANLayer):
         if self.group != -1:
             value = value[:, torch.arange(self.in_dim, device=value.device) % self.group]
         return value.movedim((0, 1), (-2, -1))
-
-    def frequencies(self) -> Tensor:
-        """The frequencies that each circuit can have, (outputs, inputs, (3^reps + 1) / 2), rising.
-
-        Raises:
-            InputError: the ansatz is "px", which is no trigonometric polynomial of x, or the read-out is fast.
-        """
-        _check_spectrum(self.ansatz, self.measure)
-        return frequencies_of(self.w)
-
-    def extend(self, reps: int) -> Self:
-        """Add repetitions that leave all functions as they are, in place; optimisers have to be made again.
-
-        Raises:
-            InputError: there are not more repetitions, or the ansatz is not pz or rpz.
-        """
-        _check_extension(self.ansatz, self.reps, reps)
-        for name, steps, fill in (("theta", reps + 1, 0.0), ("w", reps, 1.0), ("b", reps, 0.0)):
-            old = getattr(self, name)
-            new = _longer(old.movedim(2, 0), steps, fill).movedim(0, 2).contiguous()
-            setattr(self, name, nn.Parameter(new, requires_grad=old.requires_grad))
-        self.reps = reps
-        return self
 
     def extra_repr(self) -> str:
         """Sizes and circuit."""

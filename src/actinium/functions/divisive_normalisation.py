@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -27,6 +28,8 @@ PEDESTAL = 2.0**-36
 BETA_MIN = 1e-6
 NEAR_ZERO = 1e-9
 """Added to |z| so that the slope of |z|^alpha at 0 is finite for alpha below 2."""
+ENTRIES = 2**22
+"""Of the Jacobians that are held at once."""
 
 
 class _AtLeast(torch.autograd.Function):
@@ -130,14 +133,17 @@ class GDN(nn.Module):
         return self.eps_of() if self.learn_exponents else self._eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """The function of (N, C, ...), in its shape. Half precision is computed in float32: squares overflow there."""
+        """The function of (N, C, ...), in its shape. Half precision is computed in float32, in an autocast too: squares
+        overflow there."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise InputError(f"GDN takes a floating-point tensor, not {type(x).__name__}")
         if not -x.ndim <= self.dim < x.ndim or x.shape[self.dim] != self.channels:
             raise InputError(f"expected {self.channels} channels in dimension {self.dim}, got shape {tuple(x.shape)}")
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         z = wide.movedim(self.dim, -1)
-        y = z * self.pooled(z) if self.inverse else z / self.pooled(z)
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            y = z * self.pooled(z) if self.inverse else z / self.pooled(z)
         return y.movedim(-1, self.dim).to(x.dtype)
 
     def pooled(self, z: Tensor) -> Tensor:
@@ -213,10 +219,14 @@ class _Stage(nn.Module):
         self.h = nn.Parameter(start)
         self.gdn = GDN(len(start), learn_exponents=learn_exponents).to(start.dtype)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> Tensor:
         z = x @ self.h.T
-        volume = torch.linalg.slogdet(self.gdn.jacobian(z))[1] + torch.linalg.slogdet(self.h)[1]
-        return z / self.gdn.pooled(z), volume
+        return z / self.gdn.pooled(z)
+
+    def volume(self, x: Tensor) -> Tensor:
+        jacobian = self.gdn.jacobian(x @ self.h.T)
+        volume: Tensor = torch.linalg.slogdet(jacobian)[1] + torch.linalg.slogdet(self.h)[1]
+        return volume
 
 
 class GDNDensity(SavedEstimator):
@@ -291,12 +301,18 @@ class GDNDensity(SavedEstimator):
     def log_prob(self, rows: Any) -> Tensor:
         """Logarithm of the density in nats, (n,) of (n, d)."""
         x = self._rows(rows)
-        return _log_prob(self.net_, x - self.mean_)
+        return torch.cat([_log_prob(self.net_, part - self.mean_) for part in self._parts(x)])
 
     def transform(self, rows: Any) -> Tensor:
         """What is close to standard normal, (n, d) of (n, d)."""
-        x = self._rows(rows)
-        return _passed(self.net_, x - self.mean_)[0]
+        y = self._rows(rows) - self.mean_
+        for stage in self.net_:
+            y = stage(y)
+        return y
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Rows, as many at once as their Jacobians have room for."""
+        return torch.split(x, max(1, ENTRIES // self.d**2))
 
     def inverse(self, y: Any, tol: float = 1e-6, max_iter: int = 200) -> Tensor:
         """The rows (n, d) of transformed ones (n, d); NaN, with a warning, where the fixed point is not reached: with
@@ -347,10 +363,13 @@ class GDNDensity(SavedEstimator):
         """
         if not 0 <= sigma < math.inf:
             raise InputError(f"sigma is a number from 0 on, got {sigma}")
-        x = self._rows(rows).clone().requires_grad_()
-        with torch.enable_grad():
-            slope = torch.autograd.grad(_log_prob(self.net_, x - self.mean_).sum(), x)[0]
-        return x.detach() + sigma**2 * slope
+        x = self._rows(rows)
+        slopes = []
+        for part in self._parts(x):
+            with torch.enable_grad():
+                at = part.clone().requires_grad_()
+                slopes.append(torch.autograd.grad(_log_prob(self.net_, at - self.mean_).sum(), at)[0])
+        return x + sigma**2 * torch.cat(slopes)
 
     def _state(self) -> State:
         return {"mean": self.mean_} | prefixed("net", self.net_.state_dict()), {"losses": self.losses_}
@@ -362,17 +381,12 @@ class GDNDensity(SavedEstimator):
         self.mean_, self.losses_ = tensors["mean"], about["losses"]
 
 
-def _passed(net: nn.ModuleList, x: Tensor) -> tuple[Tensor, Tensor]:
+def _log_prob(net: Any, x: Tensor) -> Tensor:
     volume = torch.zeros(len(x), dtype=x.dtype)
     for stage in net:
-        x, more = stage(x)
-        volume = volume + more
-    return x, volume
-
-
-def _log_prob(net: nn.ModuleList, x: Tensor) -> Tensor:
-    y, volume = _passed(net, x)
-    return volume - 0.5 * y.square().sum(1) - 0.5 * y.shape[1] * math.log(2 * math.pi)
+        volume = volume + stage.volume(x)
+        x = stage(x)
+    return volume - 0.5 * x.square().sum(1) - 0.5 * x.shape[1] * math.log(2 * math.pi)
 
 
 def _whitening(x: Tensor) -> Tensor:

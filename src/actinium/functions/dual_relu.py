@@ -11,7 +11,7 @@ Source: Song et al., 2024, arXiv 2406.05955.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -44,6 +44,8 @@ __all__ = [
 MODES = ("drelu", "reglu", "shifted")
 # Names of the maps into the gate and beside it, of the map out, as libraries have them.
 MAPS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"), ("wi_0", "wi_1", "wo"))
+ENTRIES = 2**24
+"""Contributions of units to outputs that are held at once."""
 ACTIVATIONS = ("act_fn", "activation_fn", "act")
 
 
@@ -200,13 +202,15 @@ def relufy(model: nn.Module | Model, mode: str = "drelu", *, shift: float = 0.0)
         raise InputError(f"a shift is for mode 'shifted', not {mode!r}")
     changed: dict[str, Gated] = {}
     stack = ExitStack()
-    for name, mlp in find_gated_mlps(model).items():
+    mlps = find_gated_mlps(model)
+    dual = [name for name, mlp in mlps.items() if mlp.dual]
+    if dual and mode != "drelu":
+        raise InputError(f"{dual[0] or 'the MLP'} has dReLU already; undo that first")
+    for name, mlp in mlps.items():
         new = ShiftedReLU(shift) if mode == "shifted" else nn.ReLU()
         same = _computes(mlp.act, new)
         if same and mlp.dual == (mode == "drelu"):
             continue
-        if mlp.dual and mode != "drelu":
-            raise InputError(f"{name} has dReLU already; undo that first")
         if not same:
             stack.callback(setattr, mlp.module, mlp.activation, mlp.act)
             setattr(mlp.module, mlp.activation, new.train(mlp.module.training))
@@ -220,6 +224,8 @@ def relufy(model: nn.Module | Model, mode: str = "drelu", *, shift: float = 0.0)
 
 @torch.no_grad()
 def _computes(module: nn.Module, other: nn.Module) -> bool:
+    if next(module.parameters(), None) is not None:
+        return False
     at = torch.linspace(-4, 4, 65)
     return bool(torch.equal(module(at), other(at)))
 
@@ -227,8 +233,8 @@ def _computes(module: nn.Module, other: nn.Module) -> bool:
 class _Count:
     """Sums over the positions of one MLP."""
 
-    def __init__(self, mlp: Gated, tau: float, cett: float | None) -> None:
-        self.mlp, self.tau, self.cett = mlp, tau, cett
+    def __init__(self, mlp: Gated, in_decoder: bool, tau: float, cett: float | None) -> None:
+        self.mlp, self.in_decoder, self.tau, self.cett = mlp, in_decoder, tau, cett
         self.gate = self.up = torch.empty(0)
         self.mask: Tensor | None = None
         self.n, self.active, self.small, self.below, self.overlap, self.pairs = 0, torch.zeros(1), 0.0, 0.0, 0.0, 0
@@ -241,8 +247,10 @@ class _Count:
     def take(self, a: Tensor) -> None:
         """Count. Zeros are those of the two factors: in half precision a product may round to 0."""
         on = (self.mlp.act(self.gate) != 0) & (self.up != 0)
-        there = self.mask if self.mask is not None and self.mask.shape == a.shape[:-1] else None
-        if there is None:
+        if self.mask is not None and self.mask.numel() == on[..., 0].numel():
+            # An expert gets tokens as rows, not as texts.
+            there = self.mask.to(a.device).reshape(a.shape[:-1])
+        else:
             there = torch.ones(a.shape[:-1], dtype=torch.bool, device=a.device)
         if a.ndim > 2:  # neighbours along a text
             both = there[..., 1:] & there[..., :-1]
@@ -257,7 +265,12 @@ class _Count:
         self.small += float((rows.abs() < self.tau).double().sum())
         if self.cett is not None:
             weight = self.mlp.part(2).get_parameter("weight").float()
-            self.below += float(sum(_below_cett(part, weight, self.cett).sum() for part in torch.split(rows, 64)))
+            few = max(1, ENTRIES // weight.numel())
+            self.below += float(sum(_below_cett(part, weight, self.cett).sum() for part in torch.split(rows, few)))
+
+    def mean(self, total: float) -> float:
+        """Over tokens and units."""
+        return total / self.n / len(self.active) if self.n else np.nan
 
 
 def _below_cett(a: Tensor, weight: Tensor, p: float) -> Tensor:
@@ -280,12 +293,13 @@ def gated_sparsity(
     cett: float | None = None,
     progress: bool = False,
 ) -> Result:
-    """Zeros in the gated MLPs of a network, per token, padding left out.
+    """Zeros in the gated MLPs of a network, per token, padding left out. Of an expert the tokens that reach it count.
 
     Args:
         model: the network.
-        batches: inputs: tensors, tuples of arguments, mappings by name (whose "attention_mask" says what is padding);
-            of a `Model` texts, or lists of them.
+        batches: inputs: tensors, tuples of arguments, mappings by name (whose "attention_mask" says what is padding; in
+            the decoder of an encoder-decoder "decoder_attention_mask", or labels of -100); of a `Model` texts, or lists
+            of them.
         tau: magnitude below which an activation counts as small.
         cett: an error from 0 to 1: also find how many units can be left out for it.
         progress: show a progress bar.
@@ -297,39 +311,43 @@ def gated_sparsity(
         layer and unit "rate" (share of the tokens at which it is at work, NaN beyond a layer's width).
 
     Raises:
-        InputError: no gated MLP, no batches, or tau or cett have no such value.
+        InputError: no gated MLP, no batches, or tau or cett have no such value. A layer that none of the batches reach
+            has NaN.
 
     Source: Song et al., 2024, section 3; "droppable" is the cumulative error of tail truncation of ProSparse.
     """
     if not tau >= 0 or (cett is not None and not 0 <= cett <= 1):
         raise InputError(f"tau is 0 or more and cett in 0..1, got {tau} and {cett}")
     mlps = find_gated_mlps(model)
-    counts = {name: _Count(mlp, tau, cett) for name, mlp in mlps.items()}
+    module = model.module if isinstance(model, Model) else model
+    two = bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
+    counts = {name: _Count(mlp, two and "decoder" in name.split("."), tau, cett) for name, mlp in mlps.items()}
     with ExitStack() as stack:
         for count in counts.values():
             for handle in count.hooks():
                 stack.callback(handle.remove)
         for batch in shown([batches] if isinstance(batches, str) else list(batches), "sparsity", progress):
-            given, mask = _batch(model, batch)
+            given = _batch(model, batch)
             for count in counts.values():
-                count.mask = mask
+                count.mask = _mask(given, count.in_decoder)
             run(model, given)
-    if not all(c.n for c in counts.values()):
-        raise InputError("there are no batches, or a gated MLP was not reached by them")
+    if not any(c.n for c in counts.values()):
+        raise InputError("there are no batches, or no gated MLP was reached by them")
     width = max(len(c.active) for c in counts.values())
     rate = np.full((len(counts), width), np.nan)
     for row, c in zip(rate, counts.values(), strict=True):
-        row[: len(c.active)] = c.active / c.n
+        if c.n:
+            row[: len(c.active)] = c.active / c.n
     found = list(counts.values())
     data: dict[str, Any] = {
-        "exact": ("layer", [1 - float(np.nanmean(r)) for r in rate]),
-        "thresholded": ("layer", [c.small / c.n / len(c.active) for c in found]),
-        "never": ("layer", [float((r[~np.isnan(r)] == 0).mean()) for r in rate]),
+        "exact": ("layer", [1 - c.mean(float(c.active.sum())) for c in found]),
+        "thresholded": ("layer", [c.mean(c.small) for c in found]),
+        "never": ("layer", [float((c.active == 0).double().mean()) if c.n else np.nan for c in found]),
         "overlap": ("layer", [c.overlap / c.pairs if c.pairs else np.nan for c in found]),
         "rate": (("layer", "unit"), rate),
     }
     if cett is not None:
-        data["droppable"] = ("layer", [c.below / c.n / len(c.active) for c in found])
+        data["droppable"] = ("layer", [c.mean(c.below) for c in found])
     hints = {"kind": "bar", "variables": ["exact"], "ylabel": "share of zeros"}
     about = provenance(model if isinstance(model, Model) else None, tau=tau, cett=cett)
     return Result(
@@ -337,14 +355,20 @@ def gated_sparsity(
     )
 
 
-def _batch(model: nn.Module | Model, batch: Any) -> tuple[Any, Tensor | None]:
-    """What the network is run on, and the mask of its tokens."""
+def _batch(model: nn.Module | Model, batch: Any) -> Any:
+    """What the network is run on."""
     if isinstance(model, Model) and (isinstance(batch, str) or (isinstance(batch, list) and batch)):
-        inputs = model.prepare(batch)
-        given: Any = dict(next(inputs.batches(None, model.device))[2])
-        batch = given
-    mask = batch.get("attention_mask") if isinstance(batch, dict) else None
-    return batch, mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return dict(next(model.prepare(batch).batches(None, model.device))[2])
+    return batch
+
+
+def _mask(batch: Any, in_decoder: bool) -> Tensor | None:
+    """(batch, pos), False on padding."""
+    given = batch if isinstance(batch, Mapping) else {}
+    mask = given.get("decoder_attention_mask" if in_decoder else "attention_mask")
+    if mask is None and in_decoder and isinstance(given.get("labels"), Tensor):
+        mask = given["labels"] != -100
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def activated_parameters(d: int, h: int, sparsity: float, attention: float = 0.0, router: float = 0.0) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ class KANLayer(nn.Module, ABC):
     """y_o = sum_i phi_oi(x_i), and a bias where a layer has one.
 
     Subclasses define `functions`, and may put x on a common scale in `prepare`; what their edges are functions of is
-    then the prepared input.
+    then the prepared input. Half precision is computed in the precision of the layer and given back as half. A state
+    that is loaded brings its formulas along.
 
     Args:
         in_dim: number of inputs.
@@ -29,6 +31,8 @@ class KANLayer(nn.Module, ABC):
     """
 
     bias: nn.Parameter | None
+    normalises: bool = False
+    """Whether `prepare` changes the inputs."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -62,7 +66,7 @@ class KANLayer(nn.Module, ABC):
         Raises:
             InputError: x is no floating-point tensor, has another last dimension, or holds NaN.
         """
-        return self.total(self.prepare(self._checked(x)))
+        return self.total(self.prepare(self._checked(x))).to(x.dtype)
 
     def total(self, x: Tensor) -> Tensor:
         """Sum over the edges at prepared inputs."""
@@ -91,10 +95,19 @@ class KANLayer(nn.Module, ABC):
             raise InputError(f"there is no edge from {i} to {output} in a layer {self.in_dim} -> {self.out_dim}")
         with torch.no_grad():
             self.mask[output, i] = 0.0
-        self.symbolic[f"{output}_{i}"] = edge
+        self.symbolic[f"{output}_{i}"] = edge.to(self.mask)
 
     def drop(self, edges: Tensor) -> None:
-        """Prune the edges that a boolean tensor (out, in) marks."""
+        """Prune the edges that a boolean tensor (out, in) marks.
+
+        Raises:
+            InputError: it is no such tensor.
+        """
+        if edges.dtype != torch.bool or edges.shape != self.mask.shape:
+            raise InputError(
+                f"edges to prune are marked by a boolean tensor {tuple(self.mask.shape)}, not by one of {edges.dtype} "
+                f"and shape {tuple(edges.shape)}"
+            )
         with torch.no_grad():
             self.mask.masked_fill_(edges, 0.0)
         for name in [n for n in self.symbolic if bool(edges[_place(n)])]:
@@ -125,7 +138,16 @@ class KANLayer(nn.Module, ABC):
             raise InputError(f"expected inputs (..., {self.in_dim}), got {tuple(x.shape)}")
         if x.isnan().any():
             raise InputError("the inputs hold NaN")
-        return x
+        return x.to(self.mask.dtype) if x.dtype in (torch.float16, torch.bfloat16) else x
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
+        if f"{prefix}mask" in state:
+            # Formulas are made as the state has them; their numbers are then loaded as those of any module.
+            start, end = f"{prefix}symbolic.", "._extra_state"
+            held = {k[len(start) : -len(end)]: v for k, v in state.items() if k.startswith(start) and k.endswith(end)}
+            edges = {name: SymbolicEdge.from_name(code).to(self.mask) for name, code in held.items()}
+            self.symbolic = nn.ModuleDict(edges)
+        super()._load_from_state_dict(state, prefix, *others)
 
     def extra_repr(self) -> str:
         """Sizes."""

@@ -23,6 +23,8 @@ NORMAL = 0.5 * math.log(2 * math.pi * math.e)
 """Entropy of the standard normal in nats."""
 LEAST = 1e-12
 NEWTON = 8
+TOKENS = 1024
+"""Tokens whose entropies are computed at once."""
 
 
 def policy_entropy(
@@ -284,9 +286,11 @@ class ERATokenScaling(nn.Module):
         on = mask.bool()
         if not bool(on.any(1).all()):
             raise InputError("a response without tokens has no entropy; leave it out of the batch")
-        entropy = policy_entropy(logits=torch.where(on[..., None], logits, 0.0)).masked_fill(~on, -math.inf)
-        # floor(0.29 * 100) is 29: what a product of floats lacks does not count.
-        counts = (self.top_frac * on.sum(1).double() + 1e-9).long().clamp(min=1)
-        ordered = entropy.sort(1, descending=True).values
-        top = torch.arange(on.shape[1], device=on.device) < counts[:, None]
-        return torch.where(top, ordered, 0.0).sum(1) / counts
+        found = []
+        for z, tokens in zip(logits, on, strict=True):
+            # In parts: probabilities of a vocabulary at every token are more than there is memory for.
+            entropy = torch.cat([policy_entropy(logits=z[i]) for i in tokens.nonzero()[:, 0].split(TOKENS)])
+            # floor(0.29 * 100) is 29: what a product of floats lacks does not count.
+            k = max(1, int(self.top_frac * len(entropy) + 1e-9))
+            found.append(entropy.topk(k).values.mean())
+        return torch.stack(found)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from actinium.core.elementwise_function import elementwise
 from actinium.core.errors import InputError, unknown
+from actinium.core.evaluation import evaluating
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.functions.input_density import (
@@ -57,7 +58,7 @@ def output_entropy(
     """Differential entropy of fn(X) in nats.
 
     Args:
-        fn: elementwise function or module.
+        fn: elementwise function, or module (taken as it is in evaluation).
         p: of X: "normal" (standard), "half-normal", a `Density`, or samples.
         method: "analytic" (H[X] + E log |f'(X)|, of a function that only rises or only falls; H[X] of samples is
             estimated) or "vasicek" (from the spacings of output values; of any function).
@@ -71,7 +72,7 @@ def output_entropy(
     """
     if method not in METHODS:
         raise InputError(unknown("method", method, METHODS))
-    elementwise(fn)
+    fn = elementwise(fn).fn
     known = isinstance(p, str | Density)
     if method == "vasicek":
         x = _draws(density_of(p), n, seed) if known else sample_values(p)
@@ -133,7 +134,7 @@ class EntropyCorrection:
         grid: (n,) inputs x.
         outputs: (n,) u = f(x).
         eta: (n,) at u; the new inverse is y(u) + eps eta(u).
-        largest_eps: beyond it (and not at it) the new inverse does not rise everywhere; inf where there is no such.
+        largest_eps: below it the new inverse rises everywhere, from it on it does not; inf where there is no such.
     """
 
     grid: np.ndarray
@@ -191,14 +192,14 @@ def eafo_correction(fn: Function, density: str | Density | Any, grid: Any) -> En
     x = np.asarray(torch.as_tensor(grid).detach().cpu(), dtype=np.float64)
     if x.ndim != 1 or len(x) < 5 or not np.isfinite(x).all() or not (np.diff(x) > 0).all():
         raise InputError("a grid is a vector of 5 rising numbers or more")
-    elementwise(fn)
+    known = elementwise(fn)
     mass, rise = _density_on(x, density)
     total = float(np.trapezoid(mass, x))
     if not (mass >= 0).all() or abs(total - 1) > WHOLE:
         raise InputError(
             f"a density is nowhere negative and its integral over the grid is 1; this one's is {total:.4g}"
         )
-    u, slope, bend = derivatives(fn, x, 2)
+    u, slope, bend = derivatives(known.fn, x, 2)
     if not (slope > 0).all() or not (np.diff(u) > 0).all():
         bad = float(x[np.argmin(slope)])
         raise InputError(
@@ -207,7 +208,7 @@ def eafo_correction(fn: Function, density: str | Density | Any, grid: Any) -> En
     eta = -(rise / slope - mass * bend / slope**2)
     falls = np.diff(eta) < 0
     largest = float((np.diff(x)[falls] / -np.diff(eta)[falls]).min()) if falls.any() else math.inf
-    return EntropyCorrection(x, u, eta, largest, getattr(fn, "__name__", type(fn).__name__))
+    return EntropyCorrection(x, u, eta, largest, known.name)
 
 
 def layer_entropies(
@@ -238,13 +239,10 @@ def layer_entropies(
         known[name].register_forward_hook(lambda _, __, y, name=name: held[name].append(y.detach().flatten()))
         for name in names
     ]
-    training = module.training
     try:
-        module.eval()
-        with torch.no_grad():
+        with evaluating(module), torch.no_grad():
             module(**inputs) if isinstance(inputs, dict) else module(inputs)
     finally:
-        module.train(training)
         for hook in hooks:
             hook.remove()
     source = np.random.default_rng(seed)
@@ -328,7 +326,7 @@ class DynamicEAFO(nn.Module):
         density = kernel_density(values, order=1)
         grid = np.linspace(density.lo, density.hi, self.points)
         mass, rise = _density_on(grid, density)
-        _, slope, bend = derivatives(self.fn, grid, 2)
+        _, slope, bend = derivatives(elementwise(self.fn).fn, grid, 2)
         if (slope < -NOTHING).any():
             raise InputError(
                 f"the function falls at x = {float(grid[slope.argmin()]):.4g}; it has no inverse to correct"

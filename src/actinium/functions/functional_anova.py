@@ -102,7 +102,8 @@ class fANOVA(SavedEstimator):
         """Fit the forest.
 
         Args:
-            X: settings (n, d) in the order of the space, n mappings by name, or columns (n,) by name.
+            X: settings (n, d) in the order of the space, n mappings by name, or columns (n,) by name, as a mapping or a
+                data frame.
             y: (n,) outcomes.
 
         Raises:
@@ -232,7 +233,10 @@ class fANOVA(SavedEstimator):
         else:
             asked = [names] if isinstance(names, str) else list(names)
             given = dict(zip(asked, [grid] if len(asked) == 1 else grid, strict=True))
-            lists = [np.asarray(given[label]) for label in labels]
+            lists = [
+                np.asarray(given[label], dtype=object if isinstance(kind, Choice) else None)
+                for kind, label in zip(kinds, labels, strict=True)
+            ]
         places = [kind.place(values, label) for kind, values, label in zip(kinds, lists, labels, strict=True)]
         rows = np.stack([_marginal(tree, chosen, places) for tree in self.trees_])
         data = xr.Dataset(
@@ -319,6 +323,8 @@ def _columns(space: Space, X: Any) -> list[np.ndarray]:
     """Places (n,) of each setting."""
     if isinstance(X, Mapping):
         given = dict(X)
+    elif hasattr(X, "columns"):
+        given = {str(name): list(X[name]) for name in X.columns}
     elif len(X) and isinstance(X[0], Mapping):
         given = {name: [run.get(name) for run in X] for name in X[0]}
     else:

@@ -45,12 +45,12 @@ def gaussianization_report(
 
     Returns:
         by map: "information" (mean mutual information of pairs in nats, from ranks in 10 x 10 cells, less what
-        independent pairs of as many rows have), "square_correlation" (mean absolute correlation of squares of pairs),
-        "kurtosis" (mean absolute excess kurtosis), "skew" (mean absolute); by map and cell of the first entry,
-        "conditional_std" of the second, for the pair whose squares correlate most.
+        independent pairs of as many rows have; equal values get ranks at random), "square_correlation" (mean absolute
+        correlation of squares of pairs), "kurtosis" (mean absolute excess kurtosis), "skew" (mean absolute); by map and
+        cell of the first entry, "conditional_std" of the second, for the pair whose squares correlate most.
 
     Raises:
-        InputError: NaN, one entry, fewer than 20 d rows, or an unknown map.
+        InputError: NaN, one entry, fewer than 20 d rows, an entry that does not vary, or an unknown map.
         MissingExtraError: scikit-learn is not installed, with "ica".
 
     Source: what Balle et al., 2015, section 3 compare.
@@ -64,8 +64,13 @@ def gaussianization_report(
         raise InputError(unknown("map", strange[0], list(FITS)) if strange else "no map is given")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     first, second = x[order[: n // 2]], x[order[n // 2 :]]
+    for half in (first, second):
+        same = (half == half[0]).all(0)
+        if bool(same.any()):
+            raise InputError(f"entry {int(same.int().argmax())} has one value in half of the rows; leave it out")
     found = [
-        _measured(FITS[m](first, seed, steps)(second.numpy())) for m in shown(list(maps), "gaussianization", progress)
+        _measured(FITS[m](first, seed, steps)(second.numpy()), seed)
+        for m in shown(list(maps), "gaussianization", progress)
     ]
     data: dict[str, Any] = {key: ("map", [f[key] for f in found]) for key in found[0] if key != "conditional_std"}
     data["conditional_std"] = (("map", "cell"), [f["conditional_std"] for f in found])
@@ -74,12 +79,15 @@ def gaussianization_report(
     return Result(xr.Dataset(data, {"map": list(maps)}, {"plot": hints}), "gaussianization_report", "gdn", about)
 
 
-def _measured(y: np.ndarray) -> dict[str, Any]:
+def _measured(y: np.ndarray, seed: int) -> dict[str, Any]:
     n, d = y.shape
     y = (y - y.mean(0)) / y.std(0)
     squares = np.corrcoef(y**2, rowvar=False)
     pairs = np.triu_indices(d, 1)
-    cells = np.floor(stats.rankdata(y, axis=0, method="ordinal") * (BINS / (n + 1))).astype(int)
+    # In the order of the rows, equal values of two entries would have equal ranks: zeros of ReLU would look dependent.
+    drawn = np.random.default_rng(seed).random(y.shape)
+    ranks = np.lexsort((drawn, y), axis=0).argsort(0) + 1
+    cells = np.floor(ranks * (BINS / (n + 1))).astype(int)
     information = np.mean([_information(cells[:, i], cells[:, j]) for i, j in zip(*pairs, strict=True)])
     worst = int(np.abs(squares[pairs]).argmax())
     i, j = pairs[0][worst], pairs[1][worst]

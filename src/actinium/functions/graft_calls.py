@@ -208,7 +208,7 @@ def check_still(module: nn.Module) -> None:
     for name, part in module.named_modules():
         if not part.training:
             continue
-        drops = [k for k, v in vars(part).items() if "dropout" in k and isinstance(v, float) and v > 0]
+        drops = [k for k, v in vars(part).items() if "drop" in k and isinstance(v, float) and v > 0]
         if drops or (isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0):
             raise InputError(f"{name or 'the network'} drops out in training: call .eval() before it is read")
         if isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats:

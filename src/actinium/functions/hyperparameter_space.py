@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,9 @@ EDGE = 1e-9
 @dataclass(frozen=True)
 class Interval:
     """Numbers from `low` to `high`.
+
+    The range of whole numbers reaches from half below the smallest to half above the largest, so that on a linear scale
+    each of them has the same share.
 
     Attributes:
         low: smallest value.
@@ -50,7 +53,7 @@ class Interval:
             raise InputError(f"the bounds of whole numbers are whole, got {self.low} and {self.high}")
 
     def place(self, values: Any, name: str = "a setting") -> np.ndarray:
-        """Where values stand, from 0 at `low` to 1 at `high`.
+        """Where values stand, from 0 at the lower end of the range to 1 at the upper one.
 
         Raises:
             InputError: a value is no number, not finite or out of bounds.
@@ -60,16 +63,19 @@ class Interval:
         outside = (x < self.low - slack) | (x > self.high + slack)
         if outside.any():
             raise InputError(f"{name}: {x[outside][0]:g} is not in {self.low:g} to {self.high:g}")
-        low, high = self._scaled(np.array([self.low, self.high]))
+        low, high = self._ends()
         return (self._scaled(x.clip(self.low, self.high)) - low) / (high - low)
 
     def value(self, places: Any) -> np.ndarray:
         """The values that stand at places from 0 to 1; whole ones are the nearest."""
-        low, high = self._scaled(np.array([self.low, self.high]))
+        low, high = self._ends()
         t = low + np.asarray(places, np.float64) * (high - low)
         x = t if self.scale == "linear" else np.exp(t) if self.scale == "log" else 1 - np.exp(t)
-        x = x.clip(self.low, self.high)
-        return x.round() if self.integer else x
+        return (x.round() if self.integer else x).clip(self.low, self.high)
+
+    def _ends(self) -> np.ndarray:
+        beyond = 0.5 if self.integer else 0.0
+        return self._scaled(np.array([self.low - beyond, self.high + beyond]))
 
     def _scaled(self, x: np.ndarray) -> np.ndarray:
         if self.scale == "linear":
@@ -85,14 +91,18 @@ class Choice:
         values: text, numbers or booleans, all different.
 
     Raises:
-        InputError: fewer than two values, or the same one twice.
+        InputError: fewer than two values, the same one twice, or lists among them.
     """
 
     values: tuple[Any, ...]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", tuple(self.values))
-        if len(self.values) < 2 or len(set(self.values)) < len(self.values):
+        try:
+            different = set(self.values)
+        except TypeError:
+            raise InputError(f"a choice is of text, numbers or booleans, got {list(self.values)}") from None
+        if len(self.values) < 2 or len(different) < len(self.values):
             raise InputError(f"a choice is of two or more different values, got {list(self.values)}")
 
     def place(self, values: Any, name: str = "a setting") -> np.ndarray:
@@ -102,8 +112,10 @@ class Choice:
             InputError: a value is none of these.
         """
         of = {v: (i + 0.5) / len(self.values) for i, v in enumerate(self.values)}
-        given = [v.item() if isinstance(v, np.generic) else v for v in np.asarray(values).ravel()]
-        strange = [v for v in given if v not in of]
+        # An array of 1 and "auto" would hold text alone.
+        listed = values if isinstance(values, list | tuple) else np.asarray(values).ravel()
+        given = [v.item() if isinstance(v, np.generic) else v for v in listed]
+        strange = [v for v in given if not isinstance(v, Hashable) or v not in of]
         if strange:
             raise InputError(f"{name}: {strange[0]!r} is none of {list(self.values)}")
         return np.array([of[v] for v in given])

@@ -185,7 +185,7 @@ class FastKANLayer(CoefficientLayer):
     """phi(x) = w SiLU(x) + sum_j c_j exp(-((x - m_j) / h)^2) with evenly spaced centres m_j at a distance of h.
 
     Inputs are normalised over the layer's inputs first (layer norm), so that the centres cover them; the edges are
-    functions of the normalised inputs.
+    functions of the normalised inputs, SiLU as well, which the author's code takes of the inputs as they come.
 
     Args:
         in_dim: number of inputs.
@@ -215,7 +215,8 @@ class FastKANLayer(CoefficientLayer):
             raise InputError(f"two centres or more and a positive reach are wanted, got {centres} and {reach}")
         if norm and in_dim == 1:
             raise InputError("the norm of a single input is 0; use norm=False")
-        self.norm = nn.LayerNorm(in_dim) if (in_dim > 1 if norm is None else norm) else nn.Identity()
+        self.normalises = in_dim > 1 if norm is None else norm
+        self.norm = nn.LayerNorm(in_dim) if self.normalises else nn.Identity()
         self.centres: Tensor
         self.register_buffer("centres", torch.linspace(-reach, reach, centres), persistent=False)
         self.width = 2 * reach / (centres - 1)

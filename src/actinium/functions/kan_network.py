@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Self
@@ -142,7 +143,8 @@ class KANNetwork(nn.Module):
 
         Source: Liu et al., 2024, arXiv 2408.10205, section 5.3.
         """
-        inputs, outputs = self.edges(x)
+        with _evaluating(self):
+            inputs, outputs = self.edges(x)
         last = inputs[-1]
         node = torch.full((last.shape[1],), 1 / last.shape[1], dtype=last.dtype, device=last.device)
         if self.head is not None:
@@ -163,7 +165,8 @@ class KANNetwork(nn.Module):
     def prune(self, x: Tensor, node_th: float = 1e-2, edge_th: float = 3e-2) -> Self:
         """A copy without the hidden nodes, and then without the edges, whose scores are below a threshold.
 
-        An edge that was left alone, without one before or behind it, goes too. What is pruned stays at 0 in training.
+        An edge that was left alone, without one before or behind it, goes too. What is pruned stays at 0 in training;
+        its mean is gone as well, which shifts the outputs, so train on.
 
         Args:
             x: rows (n, in) on which scores are taken.
@@ -211,7 +214,9 @@ class KANNetwork(nn.Module):
         """The penalty that makes edges few: l1 times their sizes plus `entropy` times how evenly they are spread.
 
         The size of an edge is its standard deviation over rows, over that of its input + 0.1. The spread is the mean
-        entropy, in bits, of the sizes over the inputs of each output, and over the outputs of each input.
+        entropy, in bits, of the sizes over the inputs of each output, and over the outputs of each input; before, the
+        sizes are divided by 1 + their sum, so that few small edges count as little spread. Sizes and this 1 are those
+        of the authors' code; the paper takes mean absolute values and shares.
 
         Args:
             x: rows (n, in), two or more.
@@ -274,7 +279,7 @@ class KANNetwork(nn.Module):
         of = self.layers[layer]
         if not (0 <= output < of.out_dim and 0 <= i < of.in_dim):
             raise InputError(f"there is no edge from {i} to {output} in a layer {of.in_dim} -> {of.out_dim}")
-        with torch.no_grad():
+        with torch.no_grad(), _evaluating(self):
             inputs, outputs = self.edges(x)
             entering = of.prepare(inputs[layer])
         return fit_symbolic(entering[:, i], outputs[layer][:, output, i], functions)
@@ -288,8 +293,8 @@ class KANNetwork(nn.Module):
     ) -> dict[tuple[int, int, int], SymbolicFit]:
         """Replace every edge that a formula explains well, from the inputs on.
 
-        Where several functions are within 1e-3 of the best R^2, the first of `functions` is taken, so that these are
-        best named from simple to complicated.
+        An edge that is constant at rows x becomes the constant, as 0 (x) + d. Where several functions are within 1e-3
+        of the best R^2, the first of `functions` is taken, so that these are best named from simple to complicated.
 
         Args:
             x: rows (n, in).
@@ -298,11 +303,23 @@ class KANNetwork(nn.Module):
 
         Returns:
             by layer, output and input the formula that was put there.
+
+        Raises:
+            InputError: x does not fit.
+            UnknownNameError: there is no such function.
         """
         placed: dict[tuple[int, int, int], SymbolicFit] = {}
         for number, layer in enumerate(self.layers):
+            with torch.no_grad(), _evaluating(self):
+                values = self.edges(x)[1][number]
+            constant = values.amin(0) == values.amax(0)
             for output, i in layer.kept().nonzero().tolist():
                 if f"{output}_{i}" in layer.symbolic:
+                    continue
+                if constant[output, i]:
+                    fit = SymbolicFit("x", 1.0, 1.0, 0.0, 0.0, float(values[0, output, i]))
+                    self.fix_symbolic(number, output, i, fit)
+                    placed[number, output, i] = fit
                     continue
                 found = self.suggest(x, number, output, i, functions)
                 names = list(functions or ELEMENTARY)
@@ -312,6 +329,54 @@ class KANNetwork(nn.Module):
                     self.fix_symbolic(number, output, i, fit)
                     placed[number, output, i] = fit
         return placed
+
+    def formulas(self, names: Sequence[str] | None = None) -> list[str]:
+        """Each output as text, with the formulas of all edges put into each other.
+
+        Args:
+            names: of the inputs; x1, x2, .. if not given.
+
+        Raises:
+            InputError: an edge that is not pruned has no formula yet, a layer normalises its inputs, or names are
+                missing.
+        """
+        names = [f"x{i + 1}" for i in range(self.sizes[0])] if names is None else list(names)
+        if len(names) != self.sizes[0]:
+            raise InputError(f"there are {self.sizes[0]} inputs, and {len(names)} names")
+        texts = names
+        for number, layer in enumerate(self.layers):
+            if layer.normalises:
+                raise InputError(f"layer {number} normalises its inputs; formulas of those are not written")
+            terms: list[list[str]] = [[] for _ in range(layer.out_dim)]
+            for output, i in layer.kept().nonzero().tolist():
+                if f"{output}_{i}" not in layer.symbolic:
+                    raise InputError(
+                        f"the edge from {i} to {output} of layer {number} has no formula yet; see auto_symbolic, prune"
+                    )
+                fit = layer.symbolic[f"{output}_{i}"].fit
+                terms[output].append(fit.in_terms_of(texts[i] if number == 0 else f"({texts[i]})"))
+            if layer.bias is not None:
+                for term, value in zip(terms, layer.bias.tolist(), strict=True):
+                    term.append(f"{value:.4g}")
+            texts = [" + ".join(term) or "0" for term in terms]
+        if self.head is None:
+            return texts
+        return [
+            " + ".join([*(f"{w:.4g} ({text})" for w, text in zip(row, texts, strict=True)), f"{b:.4g}"])
+            for row, b in zip(self.head.weight.tolist(), self.head.bias.tolist(), strict=True)
+        ]
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """All parts in evaluation mode, and afterwards in the one that each was in."""
+    modes = {part: part.training for part in network.modules()}
+    try:
+        network.eval()
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _entropy(p: Tensor, along: int) -> Tensor:

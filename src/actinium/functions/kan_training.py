@@ -37,7 +37,7 @@ def train_network(
     seed: int = 0,
     progress: bool = False,
 ) -> list[float]:
-    """Train a network in place, on all rows at once or on batches.
+    """Train a network in place, on all rows at once or on batches; it is in evaluation mode afterwards.
 
     Args:
         network: rows (n, in) -> outputs.
@@ -174,6 +174,8 @@ def grpo_tune(
 ) -> list[float]:
     """Fine-tune a classifier in place by group-relative policy optimisation on labels that it samples itself.
 
+    The network is in evaluation mode meanwhile and afterwards.
+
     Args:
         network: rows (n, in) -> logits (n, classes).
         x, labels: rows and classes (n,).
@@ -197,7 +199,7 @@ def grpo_tune(
             "two samples or more, a step or more, a positive lr, no negative beta and a label for each row are wanted; "
             f"got {group}, {steps}, {lr}, {beta}, {len(x)} rows and {len(labels)} labels"
         )
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator(x.device).manual_seed(seed)
     optimiser = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=lr)
     network.eval()
     with torch.no_grad():

@@ -80,7 +80,7 @@ def _wide(f: Function) -> Function:
 
 def _profile(name: str, f: Function, x: Floats) -> dict[str, Any]:
     with torch.no_grad():
-        found: Any = f(torch.from_numpy(x))
+        found: Any = f(torch.tensor(x))
     if not isinstance(found, Tensor) or found.shape != x.shape or not bool(found.isfinite().all()):
         raise InputError(f"{name} is not an elementwise function that is finite from {x[0]:g} to {x[-1]:g}")
     value, slope, bend = derivatives(f, x, 2)

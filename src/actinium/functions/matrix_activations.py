@@ -45,12 +45,12 @@ class BandedMatrixActivation(nn.Module):
 
     Args:
         num_features: units n of `dim`; None where one set of factors serves all units.
-        offsets: which neighbours; 0 is the coordinate itself.
         breakpoints: how many, evenly from lo to hi, or which (m,). 0 is added where it is missing.
         lo, hi: where evenly spaced ones begin and end.
         share: "neuron" (factors for each unit) or "layer" (one set for all).
         dim: dimension of the units; 1 for the channels of a convolution.
         init: "relu", "identity", or "random" (around ReLU, and around 0 off the diagonal).
+        offsets: which neighbours; 0 is the coordinate itself. Those of the class if not given.
 
     Raises:
         InputError: break points are not finite, not rising, or twice the same; a size is below 1; sharing, start or
@@ -59,18 +59,22 @@ class BandedMatrixActivation(nn.Module):
     Source: Liu, Cao, Li and Zikatanov, 2021.
     """
 
+    offsets: tuple[int, ...] = (0,)
+
     def __init__(
         self,
-        num_features: int | None,
-        offsets: tuple[int, ...],
+        num_features: int | None = None,
         breakpoints: Tensor | int = 20,
         lo: float = -1.0,
         hi: float = 1.0,
         share: str = "neuron",
         dim: int = -1,
         init: str = "relu",
+        *,
+        offsets: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
+        offsets = self.offsets if offsets is None else tuple(offsets)
         for value, known, what in ((share, SHARING, "sharing"), (init, STARTS, "start")):
             if value not in known:
                 raise InputError(unknown(what, value, list(known)))
@@ -80,7 +84,7 @@ class BandedMatrixActivation(nn.Module):
             raise InputError('factors for each neuron need num_features; share="layer" does without')
         if num_features is not None and num_features < 1:
             raise InputError(f"num_features is 1 or more, not {num_features}")
-        self.num_features, self.offsets, self.share, self.dim = num_features, tuple(offsets), share, dim
+        self.num_features, self.offsets, self.share, self.dim = num_features, offsets, share, dim
         self.points: Tensor
         self.register_buffer("points", _points(breakpoints, lo, hi))
         rows = num_features if share == "neuron" and num_features is not None else 1
@@ -99,16 +103,15 @@ class BandedMatrixActivation(nn.Module):
             InputError: it is no floating-point tensor, has another number of units, or holds NaN.
         """
         rows = self._rows(y)
-        wide = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-        bins = self._bins(wide)
-        out = torch.zeros_like(wide)
+        bins = self._bins(rows)
+        out = torch.zeros_like(rows)
         for k, offset in enumerate(self.offsets):
-            moved = _neighbour(wide, offset)
-            out = out + self._factors(k, _neighbour(bins, offset)).to(wide.dtype) * moved
+            moved = _neighbour(rows, offset)
+            out = out + self._factors(k, _neighbour(bins, offset)).to(rows.dtype) * moved
         return out.to(y.dtype).movedim(-1, self.dim)
 
     def matrix(self, y: Tensor) -> Tensor:
-        """A(y) of vectors (batch, n): (batch, n, n).
+        """A(y) of vectors (batch, n): (batch, n, n); of half precision in float32, in which `forward` multiplies.
 
         Raises:
             InputError: as in `forward`, or y is no batch of vectors.
@@ -167,7 +170,7 @@ class BandedMatrixActivation(nn.Module):
         self.slopes[k] = found.to(self.slopes)
 
     def _rows(self, y: Tensor) -> Tensor:
-        """The units in the last dimension."""
+        """The units in the last dimension, in float32 or wider."""
         if not isinstance(y, Tensor) or not y.is_floating_point():
             what = f"a tensor of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise InputError(f"{type(self).__name__} takes a floating-point tensor, not {what}")
@@ -176,7 +179,8 @@ class BandedMatrixActivation(nn.Module):
             raise InputError(f"{self.num_features} units are expected in dimension {self.dim} of {tuple(y.shape)}")
         if bool(y.isnan().any()):
             raise InputError("NaN lies in no interval")
-        return y.movedim(self.dim, -1)
+        rows = y.movedim(self.dim, -1)
+        return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
     def _bins(self, y: Tensor) -> Tensor:
         """Number of the interval of each value: those of (s_{j-1}, s_j] have j."""
@@ -206,17 +210,7 @@ class DiagonalMatrixActivation(BandedMatrixActivation):
     Source: Liu, Cao, Li and Zikatanov, 2021.
     """
 
-    def __init__(
-        self,
-        num_features: int | None = None,
-        breakpoints: Tensor | int = 20,
-        lo: float = -1.0,
-        hi: float = 1.0,
-        share: str = "neuron",
-        dim: int = -1,
-        init: str = "relu",
-    ) -> None:
-        super().__init__(num_features, (0,), breakpoints, lo, hi, share, dim, init)
+    offsets = (0,)
 
 
 TMAF = DiagonalMatrixActivation
@@ -234,17 +228,7 @@ class TridiagonalMatrixActivation(BandedMatrixActivation):
     Source: Liu, Cao, Li and Zikatanov, 2021.
     """
 
-    def __init__(
-        self,
-        num_features: int | None = None,
-        breakpoints: Tensor | int = 20,
-        lo: float = -1.0,
-        hi: float = 1.0,
-        share: str = "neuron",
-        dim: int = -1,
-        init: str = "relu",
-    ) -> None:
-        super().__init__(num_features, (0, 1, -1), breakpoints, lo, hi, share, dim, init)
+    offsets = (0, 1, -1)
 
 
 def quantile_breakpoints(y: Tensor, count: int) -> Tensor:

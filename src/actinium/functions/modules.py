@@ -69,7 +69,6 @@ class Activation(nn.Module):
                 self.register_parameter(name, nn.Parameter(self._start(name, value, p.drawn, name in given)))
             else:
                 self.settings[name] = float(value) if not p.whole else int(value)
-        self._evaluate = _fused(spec) if fused else evaluate
 
     def _start(self, name: str, value: Any, drawn: tuple[float, float] | None, given: bool) -> Tensor:
         if drawn is not None and not given:
@@ -87,7 +86,7 @@ class Activation(nn.Module):
             held[name] = self._spread(value, x)
         if self.spec.kind == "stochastic":
             held["training"] = self.training
-        return self._evaluate(self.spec, x, held)
+        return (_fused(self.spec) if self.fused else evaluate)(self.spec, x, held)
 
     def _spread(self, value: Tensor, x: Tensor) -> Tensor:
         """A parameter (num_parameters,) as it broadcasts with x."""

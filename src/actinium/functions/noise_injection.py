@@ -10,6 +10,7 @@ Source: Shah and Youngblood, 2024, arXiv 2402.02593 (where hardware rounds and i
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from actinium.core.edits import Fn
-from actinium.core.errors import InputError, SiteError, unknown
+from actinium.core.errors import ActiniumWarning, InputError, SiteError, unknown
 from actinium.core.model import Model
 
 __all__ = ["inject_noise"]
@@ -47,6 +48,10 @@ def inject_noise(
     Raises:
         InputError: no noise is given, an output is no tensor, or weights are asked of an activation.
         SiteError: there is no such module or activation.
+
+    Warns:
+        ActiniumWarning: at the end, of modules that never ran, so that no noise acted: a network may use a module's
+            weights without calling it, as nn.MultiheadAttention does with those of `out_proj`.
     """
     if weight_noise is None and act_noise is None and input_noise is None:
         raise InputError("one of weight_noise, act_noise and input_noise is needed")
@@ -69,19 +74,30 @@ def inject_noise(
                 f"{pattern} is an activation and has neither weights nor inputs: only act_noise can act there"
             )
         edits[pattern] = Fn(act_noise)
+    ran: set[str] = set()
     with ExitStack() as stack:
         if edits and isinstance(model, Model):
             stack.enter_context(model.edit(edits))
         for name, part in parts.items():
-            for handle in _hooked(name, part, weight_noise, act_noise, input_noise):
+            for handle in _hooked(name, part, weight_noise, act_noise, input_noise, ran):
                 stack.callback(handle.remove)
         yield model
+    # Lists of modules have no pass of their own.
+    idle = [n for n, p in parts.items() if n not in ran and type(p).forward is not nn.Module.forward]
+    if idle:
+        warnings.warn(f"no noise acted at {', '.join(idle)}: there was no call of it", ActiniumWarning, stacklevel=3)
 
 
 def _hooked(
-    name: str, part: nn.Module, weight_noise: Noise | None, act_noise: Noise | None, input_noise: Noise | None
+    name: str,
+    part: nn.Module,
+    weight_noise: Noise | None,
+    act_noise: Noise | None,
+    input_noise: Noise | None,
+    ran: set[str],
 ) -> Iterator[Any]:
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        ran.add(name)
         if weight_noise is not None:
             # What stands in the instance's dictionary is found before the parameter, which stays registered.
             for key, p in module.named_parameters(recurse=False):

@@ -119,17 +119,23 @@ class PolyCom(nn.Module):
             raise InputError(f"a fit needs an interval, not {lo:g}..{hi:g}")
         x = torch.linspace(lo, hi, 2001, dtype=torch.float64)[:, None]
         self.check(x)
-        like = next(target.parameters(), x) if isinstance(target, nn.Module) else x
         with torch.no_grad():
-            wanted = target(x.to(like.device, like.dtype)).double().cpu()
-            rows = [self.rho(x**i) if self.kind == "II" else self.rho(x) ** i for i in range(1, self.order + 1)]
-            terms = torch.cat([torch.ones_like(x), *(row.double() for row in rows)], 1)
+            wanted = _values(target, x)
+            powers = range(1, self.order + 1)
+            rows = [_values(self.rho, x**i) if self.kind == "II" else _values(self.rho, x) ** i for i in powers]
+            terms = torch.cat([torch.ones_like(x), *rows], 1)
             found = torch.linalg.lstsq(terms, wanted, driver="gelsd").solution[:, 0]
             self.coefficients.copy_(found)
 
     def extra_repr(self) -> str:
         """Order and type."""
         return f"order={self.order}, kind={self.kind!r}"
+
+
+def _values(f: Function, x: Tensor) -> Tensor:
+    """Values in float64 of a function or of a module, which takes x where and as its parameters are."""
+    like = next(f.parameters(), x) if isinstance(f, nn.Module) else x
+    return f(x.to(like.device, like.dtype)).double().cpu()
 
 
 class PolyReLU(PolyCom):

@@ -17,6 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from actinium.core.elementwise_function import elementwise
 from actinium.core.errors import InputError, unknown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
@@ -48,7 +49,8 @@ def interpolated(x: Tensor, i: float, scale: float = 1.0, alpha: float = 0.0, sm
         alpha: slope of R below 0; it is also R's derivative at 0.
         smooth: "gelu" or "silu".
     """
-    rectified = torch.where(x > 0, x, alpha * x if alpha else torch.zeros_like(x))
+    # Without a slope not as alpha x, which is NaN at -inf.
+    rectified = torch.where(x > 0, x, alpha * x) if alpha else x.relu()
     # (s x) Phi(s x) / s is x Phi(s x), in the form that is 0 and not NaN at -inf.
     soft = (gelu if smooth == "gelu" else silu)(scale * x) / scale
     # At its ends the other part is left out: 0 times infinity is NaN.
@@ -331,7 +333,8 @@ def gradient_error(
     """How far the derivative of a function at a rounded and noisy input is from that at the clean one.
 
     Args:
-        fn: name of an elementwise function of the catalogue, or such a function.
+        fn: name of an elementwise function of the catalogue, or such a function or module (its parameters are kept as
+            they are).
         precision: levels per unit of the rounding; None for none.
         leakage, std: of the noise, one of the two or none.
         radius: inputs are uniform in -radius..radius.
@@ -355,7 +358,7 @@ def gradient_error(
     random = torch.Generator().manual_seed(seed)
     x = (torch.rand(n, generator=random, dtype=torch.float64) * 2 - 1) * radius
     noisy = rounded(x) + size * torch.randn(n, generator=random, dtype=torch.float64)
-    function = named(fn) if isinstance(fn, str) else fn
+    function = elementwise(named(fn) if isinstance(fn, str) else fn).fn
     error = _slope(function, x) - _slope(function, noisy)
     place = ((x + radius) * (bins / (2 * radius))).long().clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
@@ -379,8 +382,6 @@ def _slope(function: Noise, x: Tensor) -> Tensor:
     at = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         y = function(at)
-        if not isinstance(y, Tensor) or y.shape != at.shape:
-            raise InputError("the error of a gradient is of an elementwise function, which keeps the shape")
         if not y.requires_grad:
             return torch.zeros_like(x)
         return torch.autograd.grad(y.sum(), at)[0]

@@ -58,7 +58,7 @@ def random_search(
         raise InputError(f"a setting cannot be called {sorted(reserved)[0]}")
     if trials < 1:
         raise InputError(f"trials must be above 0, got {trials}")
-    head = {"search": 1, "seed": seed, "space": plain_space(space)}
+    head = {"search": 2, "seed": seed, "space": plain_space(space)}
     file = Journal(path, "search", head)
     done = {row["trial"]: math.nan if row["outcome"] is None else row["outcome"] for row in file.rows}
     drawn = [_draw(ranges, seed, number) for number in range(trials)]
@@ -69,7 +69,7 @@ def random_search(
         done[number] = outcome if math.isfinite(outcome) else math.nan
         file.add({"trial": number, "outcome": outcome if math.isfinite(outcome) else None})
     outcomes = [done[number] for number in range(trials)]
-    values = {name: [settings[name] for settings in drawn] for name in ranges}
+    values = {name: _column([settings[name] for settings in drawn]) for name in ranges}
     data = xr.Dataset(
         {"outcome": (("trial",), outcomes)} | {name: (("trial",), column) for name, column in values.items()},
         coords={"trial": np.arange(trials)},
@@ -138,6 +138,11 @@ def _draw(ranges: Mapping[str, Any], seed: int, number: int) -> dict[str, Any]:
         value = value.item() if isinstance(value, np.ndarray | np.generic) else value
         settings[name] = int(value) if getattr(kind, "integer", False) else value
     return settings
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    # An array of 1 and "auto" would hold text alone.
+    return np.array(values, dtype=object if len({type(v) for v in values}) > 1 else None)
 
 
 def _seed_of(seed: int, number: int) -> int:

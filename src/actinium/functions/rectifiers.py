@@ -7,11 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from actinium.functions.stable import finite, neg, pos
+from actinium.functions.stable import finite, floor_at_lowest, neg, pos
 
 __all__ = [
-    "LEAST",
-    "at_least",
     "damped",
     "elu",
     "inverse_root_left",
@@ -26,14 +24,6 @@ __all__ = [
 
 Number = Tensor | float
 
-LEAST = 1e-6
-"""Smallest value of a parameter that has to be positive; training cannot push it below."""
-
-
-def at_least(p: Number, low: float = LEAST) -> Number:
-    """A parameter, or `low` where it is smaller."""
-    return p.clamp(min=low) if isinstance(p, Tensor) else max(p, low)
-
 
 def size_of(p: Number) -> Number:
     """|p| of a parameter."""
@@ -46,8 +36,8 @@ def log1p_of(p: Number) -> Number:
 
 
 def damped(x: Tensor) -> Tensor:
-    """min(0, x), for products with a gate that is 0 at -inf: so far from overflow that gains may multiply it."""
-    return neg(x).clamp(min=torch.finfo(x.dtype).min * 1e-6)
+    """min(0, x), for products with a gate that is 0 at -inf."""
+    return neg(floor_at_lowest(x))
 
 
 def split(x: Tensor, right: Tensor, left: Tensor) -> Tensor:

@@ -168,6 +168,11 @@ class ActivationSpec:
         """Whether something is learnt at the defaults."""
         return self.kind == "trainable" or any(p.trainable for p in self.parameters.values())
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # By its name where it has one, as most functions are lambdas: modules can be saved whole and sent to processes.
+        known = _registry().by_name.get(self.key) is self
+        return (spec, (self.name,)) if known else super().__reduce_ex__(protocol)
+
     def __call__(self, x: Tensor, **parameters: Any) -> Tensor:
         """The function at x with parameters, defaults for those that are not given.
 

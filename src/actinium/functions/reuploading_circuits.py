@@ -147,7 +147,8 @@ def _px(q: _Qubit, theta: Tensor, data: list[Tensor]) -> None:
         if bool((value.abs() > 1).any()):
             raise InputError('the ansatz "px" takes |w x + b| of 1 at most; scale the inputs, or use "pz"')
         q.rz(angles[0])
-        q.rx(torch.arccos(value))
+        # The slope of the arc cosine is infinite at 1 and -1; there it counts as 0, so that it does not become NaN.
+        q.rx(torch.arccos(torch.where(value.abs() == 1, value.detach(), value)))
     q.rz(theta[-1, 0])
 
 
@@ -199,7 +200,8 @@ def reuploading_circuit(
         theta: trained angles, (steps, angles of a step, ...), whose other dimensions broadcast with x.
         w, b: the number that goes in at repetition l is w_l x + b_l; (reps, ...).
         ansatz: "pz" (for each repetition RZ, RY, data RZ; then RZ, RY), "rpz" (RY, data RZ; RY), "px" (RZ, data RX of
-            the arc cosine; RZ), "real" (X, RY, Z, data RY) or "mix" (RZ, RX, data RY; RZ, RX).
+            the arc cosine, whose slope counts as 0 at 1 and -1; RZ), "real" (X, RY, Z, data RY) or "mix" (RZ, RX, data
+            RY; RZ, RX).
         measure: "expectation" for <Z> = |psi_0|^2 - |psi_1|^2, or "fast" for |psi_0| - |psi_1|, which is no expectation
             and not band-limited.
 

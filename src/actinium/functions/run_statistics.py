@@ -47,7 +47,7 @@ def paired_comparison(values: Sequence[float], reference: Sequence[float]) -> di
         return {
             "difference": float(d.mean()),
             "p": 1.0 if d.mean() == 0 else 0.0,
-            "effect": 0.0 if d.mean() == 0 else math.inf,
+            "effect": 0.0 if d.mean() == 0 else math.copysign(math.inf, d.mean()),
         }
     p = float(2 * stats.t.sf(abs(d.mean()) / (sd / math.sqrt(len(d))), len(d) - 1))
     return {"difference": float(d.mean()), "p": p, "effect": float(d.mean() / sd)}

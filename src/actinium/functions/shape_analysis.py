@@ -13,63 +13,59 @@ from actinium.core.elementwise_function import elementwise
 from actinium.core.errors import InputError
 from actinium.functions.registry import Properties
 
-__all__ = ["derivatives", "find_breaks", "longest_dead_zone", "measure_properties"]
+__all__ = ["derivatives", "find_breaks", "longest_dead_zone", "measure_properties", "whole_range"]
 
 Function = Callable[[Tensor], Tensor]
 FAR = np.concatenate([np.arange(10.05, 60.0, 0.05), 10.0 ** np.arange(2, 17)])
 """Beyond the grid; up to 60 closely, since some functions have a second step out there."""
-HUGE = 1e300
+STEP = 1e-4
+"""Of the differences that stand for a derivative which PyTorch does not have."""
+GROWS = 1e-3
+"""A function that still grows by more than this share from 1e15 to 1e16 is taken to have no bound."""
 
 
 def derivatives(f: Function, x: np.ndarray, order: int = 1) -> list[np.ndarray]:
-    """Values and derivatives up to an order at x (n,), in float64, by automatic differentiation."""
+    """Values and derivatives up to an order at x (n,), in float64.
+
+    By automatic differentiation; from where PyTorch has no derivative of a function on, by differences.
+    """
     t = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    found = [f(t)]
+    found = [f(t.clone())]  # a copy, for a function may work in place
     with torch.enable_grad():
         for _ in range(order):
             if not found[-1].requires_grad:
                 found.append(torch.zeros_like(t))
                 continue
-            (slope,) = torch.autograd.grad(found[-1].sum(), t, create_graph=True, allow_unused=True)
+            try:
+                (slope,) = torch.autograd.grad(found[-1].sum(), t, create_graph=True, allow_unused=True)
+            except RuntimeError:
+                return _by_differences(f, x, found, order)
             found.append(torch.zeros_like(t) if slope is None else slope)
-    return [v.detach().numpy() for v in found]
+    return [v.detach().numpy(force=True) for v in found]
 
 
-def find_breaks(
-    f: Function, order: int, lo: float = -10.0, hi: float = 10.0, n: int = 4001, tol: float = 1e-3
-) -> list[float]:
-    """Where the derivative of an order jumps (order 0: the function itself).
+def _by_differences(f: Function, x: np.ndarray, known: list[Tensor], order: int) -> list[np.ndarray]:
+    """The derivatives that are known, and those after them by central differences of the last one."""
+    last, h = len(known) - 1, STEP
+    found = [v.detach().numpy(force=True) for v in known]
+    below, at, above = (derivatives(f, x + e, last)[last] for e in (-h, 0.0, h))
+    return found + [(above - below) / (2 * h), (above - 2 * at + below) / h**2][: order - last]
 
-    A jump between neighbours of a grid is halved until only a step of 1e-9 is left: what is steep and smooth shrinks
-    with the step, a break does not.
+
+def find_breaks(f: Function, order: int, lo: float = -10.0, hi: float = 10.0) -> list[float]:
+    """Where the derivative of an order jumps, and none of a lower one (order 0: the function itself).
 
     Args:
         f: elementwise function.
         order: 0, 1 or 2.
-        lo, hi, n: the grid, which is shifted a little so that round numbers lie inside of its cells.
-        tol: smallest jump.
+        lo, hi: the interval.
+
+    Raises:
+        InputError: the order is none of these, the interval is empty, or f is not elementwise or not finite on it.
     """
-    grid = np.linspace(lo - 1.234e-5, hi + 1.234e-5, n)
-    left, right = grid[:-1], grid[1:]
-
-    def value(x: np.ndarray) -> np.ndarray:
-        return derivatives(f, x, order)[order]
-
-    low, high = value(left), value(right)
-    some = np.abs(high - low) > tol
-    left, right, low, high = (a[some] for a in (left, right, low, high))
-    while len(left) and float((right - left).max()) > 1e-9:
-        middle = (left + right) / 2
-        at = value(middle)
-        nearer = np.abs(high - at) > np.abs(at - low)
-        left, low = np.where(nearer, middle, left), np.where(nearer, at, low)
-        right, high = np.where(nearer, right, middle), np.where(nearer, high, at)
-        some = np.abs(high - low) > tol
-        left, right, low, high = (a[some] for a in (left, right, low, high))
-    # What is so steep that it exceeds the tolerance even here is smaller on a smaller step, which a break is not.
-    margin = 4 * (right - left)
-    stays = np.abs(high - low) > np.abs(value(right + margin) - value(left - margin)) / 3
-    return [float(x) for x in ((left + right) / 2)[stays]]
+    if order not in (0, 1, 2) or not lo < hi:
+        raise InputError(f"an order is 0, 1 or 2, and an interval rises; got {order} and {lo:g}..{hi:g}")
+    return [float(x) for x in elementwise(f).jumps(lo, hi)[order]]
 
 
 def longest_dead_zone(f: Function, lo: float = -10.0, hi: float = 10.0, n: int = 20001) -> tuple[float, float] | None:
@@ -88,13 +84,14 @@ def measure_properties(f: Function, domain: tuple[float, float] = (-math.inf, ma
     """The shape of an elementwise function, in float64.
 
     Args:
-        f: the function.
+        f: the function; a module is taken as it is in evaluation.
         domain: where it is looked at; inside of -10..10 if finite.
 
     Raises:
         InputError: it is not elementwise, or not finite inside of the domain.
     """
-    elementwise(f)  # refuses what is not
+    known = elementwise(f)
+    f = known.fn
     lo, hi = max(domain[0], -10.0), min(domain[1], 10.0)
     near = np.linspace(lo, hi, 20001)
     whole = not any(map(math.isfinite, domain))
@@ -103,9 +100,7 @@ def measure_properties(f: Function, domain: tuple[float, float] = (-math.inf, ma
     bad = ~np.isfinite(y) & (np.abs(x) <= 10)
     if bad.any():
         raise InputError(f"the function is not finite at {x[bad][0]:g}")
-    jumps = find_breaks(f, 0, lo, hi)
-    kinks = [] if jumps else find_breaks(f, 1, lo, hi)
-    bends = [] if jumps or kinks else find_breaks(f, 2, lo, hi)
+    jumps, kinks, bends = map(len, known.jumps(lo, hi))
     smooth = -1.0 if jumps else 0.0 if kinks else 1.0 if bends else 2.0
     limits = _values(f, np.array([-math.inf, math.inf])) if whole else _values(f, np.array([lo, hi]))
     change = np.diff(y[np.isfinite(y)])
@@ -121,6 +116,13 @@ def measure_properties(f: Function, domain: tuple[float, float] = (-math.inf, ma
         dead=longest_dead_zone(f, max(domain[0], -12.0), min(domain[1], 12.0), 24001),
         domain=domain,
     )
+
+
+def whole_range(f: Function) -> tuple[float, float]:
+    """Bounds of a function on the whole line, -inf and inf where it has none."""
+    x = np.concatenate([-FAR[::-1], np.linspace(-10.0, 10.0, 20001), FAR])
+    limits = _values(f, np.array([-math.inf, math.inf]))
+    return _range(f, x, derivatives(f, x, 0)[0], limits, True)
 
 
 def _values(f: Function, x: np.ndarray) -> np.ndarray:
@@ -151,6 +153,9 @@ def _range(f: Function, x: np.ndarray, y: np.ndarray, limits: np.ndarray, whole:
         known = [float(sign * v) for v in limits if not math.isnan(v)]
         if whole and abs(x[i]) > 1e9 and top > 1e9:
             top = math.inf  # without a limit, such as x cos x
+        if whole and i in (0, len(x) - 1) and math.isnan(limits[min(i, 1)]):
+            before = float(finite[1 if i == 0 else i - 1])
+            top = math.inf if top > before + GROWS * abs(before) else top
         ends.append(sign * max([top, *known]) if whole else sign * top)
     return ends[0], ends[1]
 

@@ -128,8 +128,10 @@ class GumbelActivationSelector(ChannelUnit):
     def weights(self) -> Tensor:
         """Weights of the functions, (num_neurons, functions), drawn anew at each call."""
         quiet = not (self.training or self.noise_in_evaluation)
-        noise = 0.0 if quiet else -torch.log(-torch.log(torch.rand_like(self.logits) + TINY) + TINY)
-        soft = ((self.logits + noise) / self.tau).softmax(-1)
+        # Noise of few digits would tie, and ties go to the first function of the pool.
+        logits = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        noise = 0.0 if quiet else -torch.log(-torch.log(torch.rand_like(logits) + TINY) + TINY)
+        soft = ((logits + noise) / self.tau).softmax(-1)
         if not self.hard:
             return soft
         one = functional.one_hot(soft.argmax(-1), len(self.pool)).to(soft.dtype)

@@ -96,8 +96,11 @@ def gumbel(x: Tensor) -> Tensor:
 
 
 def floor_at_lowest(x: Tensor) -> Tensor:
-    """x, with the lowest finite number in the place of -inf: x * g(x) is then 0 and not NaN where g(-inf) = 0."""
-    return x.clamp(min=torch.finfo(x.dtype).min)
+    """x, not below a millionth of the lowest finite number: x * g(x) is then 0 and not NaN where g(-inf) = 0.
+
+    The distance is for gains, by which values and gradients may be multiplied without overflow.
+    """
+    return x.clamp(min=torch.finfo(x.dtype).min * 1e-6)
 
 
 def finite(x: Tensor) -> Tensor:

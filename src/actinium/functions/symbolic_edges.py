@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -52,8 +54,12 @@ class SymbolicFit:
 
     @property
     def formula(self) -> str:
-        """As text."""
-        inner = f"{self.a:.4g} x {self.b:+.4g}"
+        """As text, of x."""
+        return self.in_terms_of("x")
+
+    def in_terms_of(self, x: str) -> str:
+        """As text, of something else than x."""
+        inner = f"{self.a:.4g} {x} {self.b:+.4g}"
         outer = {"x": f"({inner})", "1/x": f"/({inner})"}.get(self.name)
         if outer is None:
             outer = f"({inner}){self.name[1:]}" if self.name.startswith("x^") else f"{self.name}({inner})"
@@ -61,7 +67,7 @@ class SymbolicFit:
 
 
 class SymbolicEdge(nn.Module):
-    """c f(a x + b) + d with learnt a, b, c and d.
+    """c f(a x + b) + d with learnt a, b, c and d; NaN or infinite where f is, as the logarithm of what is below 0.
 
     Args:
         fit: where they start.
@@ -73,15 +79,34 @@ class SymbolicEdge(nn.Module):
         self.function = _function(fit.name)
         self.numbers = nn.Parameter(torch.tensor([fit.a, fit.b, fit.c, fit.d]))
 
+    @classmethod
+    def from_name(cls, code: Tensor) -> Self:
+        """An edge of the function whose name a state holds."""
+        return cls(SymbolicFit(bytes(code.tolist()).decode(), 1.0, 1.0, 0.0, 1.0, 0.0))
+
+    def get_extra_state(self) -> Tensor:
+        """The name of the function, as bytes."""
+        return torch.tensor(list(self.name.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the function of a state."""
+        self.name = bytes(state.tolist()).decode()
+        self.function = _function(self.name)
+
     def forward(self, x: Tensor) -> Tensor:
         """The formula at x."""
         a, b, c, d = self.numbers.to(x.dtype)
         return c * self.function(a * x + b) + d
 
     @property
+    def fit(self) -> SymbolicFit:
+        """The formula with the numbers as they are now; its `r2` is not known any more and NaN."""
+        return SymbolicFit(self.name, math.nan, *self.numbers.tolist())
+
+    @property
     def formula(self) -> str:
         """As text, with the numbers as they are now."""
-        return SymbolicFit(self.name, 1.0, *self.numbers.tolist()).formula
+        return self.fit.formula
 
 
 def _function(name: str) -> Callable[[Tensor], Tensor]:
@@ -114,7 +139,7 @@ def fit_symbolic(
 
     Source: Liu et al., 2024, arXiv 2404.19756, section 2.5.1.
     """
-    x, y = x.detach().double().flatten(), y.detach().double().flatten()
+    x, y = (t.detach().double().flatten().cpu() for t in (x, y))
     if len(x) != len(y) or len(x) < 3 or not (x.isfinite().all() and y.isfinite().all()):
         raise InputError(f"a formula is fitted to three finite pairs or more, got {len(x)} x and {len(y)} y")
     if float(x.max() - x.min()) == 0 or float(y.max() - y.min()) == 0:

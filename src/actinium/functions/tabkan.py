@@ -21,22 +21,7 @@ __all__ = ["TabKANClassifier", "TabKANRegressor"]
 class TabKANClassifier(TabKANEstimator):
     """A Kolmogorov-Arnold network with a linear head that tells classes by the numbers of a table.
 
-    Args:
-        layer: "chebyshev", "fourier", "spline", "fast", "jacobi", "fractional", "pade", "wavelet" or "daruan".
-        hidden: outputs of each layer.
-        order: how rich the functions are (degree, frequencies, intervals, centres or repetitions); the layer's own
-            default if not given.
-        layer_options: further arguments of the layers.
-        optimiser: "adam" or "lbfgs"; see `train_network`.
-        steps, lr, batch_size, weight_decay: of the training.
-        sparsity: weight of `KANNetwork.regulariser` in the loss.
-        validation_fraction: share of the rows that is held out of training; the network is then the one that was best
-            on them.
-        scale: "standard", "quantile" or None; see `TablePreparation`.
-        impute: "mean", "median", "zero", or None to refuse missing values.
-        encode: "ordinal" to take text columns of a DataFrame as codes, or None to refuse them.
-        seed: of weights, batches and held-out rows.
-        progress: show a progress bar.
+    Settings are those of `TabKANEstimator`.
 
     Attributes:
         classes_: (classes,).
@@ -126,22 +111,7 @@ class TabKANClassifier(TabKANEstimator):
 class TabKANRegressor(TabKANEstimator):
     """A Kolmogorov-Arnold network with a linear head that predicts a number from the numbers of a table.
 
-    Args:
-        layer: "chebyshev", "fourier", "spline", "fast", "jacobi", "fractional", "pade", "wavelet" or "daruan".
-        hidden: outputs of each layer.
-        order: how rich the functions are (degree, frequencies, intervals, centres or repetitions); the layer's own
-            default if not given.
-        layer_options: further arguments of the layers.
-        optimiser: "adam" or "lbfgs"; see `train_network`.
-        steps, lr, batch_size, weight_decay: of the training.
-        sparsity: weight of `KANNetwork.regulariser` in the loss.
-        validation_fraction: share of the rows that is held out of training; the network is then the one that was best
-            on them.
-        scale: "standard", "quantile" or None; see `TablePreparation`.
-        impute: "mean", "median", "zero", or None to refuse missing values.
-        encode: "ordinal" to take text columns of a DataFrame as codes, or None to refuse them.
-        seed: of weights, batches and held-out rows.
-        progress: show a progress bar.
+    Settings are those of `TabKANEstimator`.
 
     Attributes:
         network_: the trained `KANNetwork`, in float64, of targets with mean 0 and variance 1.

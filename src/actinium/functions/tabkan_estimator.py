@@ -35,7 +35,26 @@ def from_sklearn(module: str) -> Any:
 
 
 class TabKANEstimator(Estimator, ABC):
-    """Base of the classifier and the regressor, whose docstrings say what the settings are."""
+    """Base of the classifier and the regressor.
+
+    Args:
+        layer: "chebyshev", "fourier", "spline", "fast", "jacobi", "fractional", "pade", "wavelet" or "daruan".
+        hidden: outputs of each layer.
+        order: how rich the functions are (degree, frequencies, intervals, centres or repetitions); the layer's own
+            default if not given.
+        layer_options: further arguments of the layers. Layers of radial functions ("fast") do without their norm unless
+            it is asked for: columns are on a common scale, and a norm over a row would mix them.
+        optimiser: "adam" or "lbfgs"; see `train_network`.
+        steps, lr, batch_size, weight_decay: of the training.
+        sparsity: weight of `KANNetwork.regulariser` in the loss.
+        validation_fraction: share of the rows that is held out of training; the network is then the one that was best
+            on them.
+        scale: "standard", "quantile" or None; see `TablePreparation`.
+        impute: "mean", "median", "zero", or None to refuse missing values.
+        encode: "ordinal" to take text columns of a DataFrame as codes, or None to refuse them.
+        seed: of weights, batches and held-out rows.
+        progress: show a progress bar.
+    """
 
     fitted = "network_"
 
@@ -117,7 +136,7 @@ class TabKANEstimator(Estimator, ABC):
         self.places_ = np.arange(table.shape[1])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            options = dict(self.layer_options or {})
+            options = ({"norm": False} if self.layer == "fast" else {}) | dict(self.layer_options or {})
             sizes = (table.shape[1], *self.hidden)
             # In float64: tables are small, and predictions do not depend on which rows stand beside a row.
             network = KANNetwork(sizes, self.layer, self.order, self._outputs(), **options).double()
@@ -260,9 +279,14 @@ class TabKANEstimator(Estimator, ABC):
             (n, nodes): what each node of the first layer gets.
 
         Raises:
-            InputError: there is no such column, or the grid is not one of finite numbers.
+            InputError: there is no such column, the grid is not one of finite numbers, or the first layer's functions
+                are of normalised inputs.
         """
         self.check_fitted()
+        if self.network_.layers[0].normalises:
+            raise InputError(
+                "functions of this layer are of normalised inputs, not of a column; make it without a norm"
+            )
         number = self._number(i)
         values = np.asarray(grid, np.float64)
         if values.ndim != 1 or not len(values) or not np.isfinite(values).all():

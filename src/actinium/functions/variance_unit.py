@@ -66,6 +66,7 @@ def wasserstein2_gaussian(x: Tensor, dims: tuple[int, ...] | None = None) -> Ten
     """
     if not isinstance(x, Tensor) or not x.is_floating_point() or not x.numel():
         raise InputError("a floating-point tensor with one element or more is needed")
+    x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # squares of float16 end at 65504
     over = tuple(range(x.ndim)) if dims is None else dims
     mean = x.mean(over)
     return mean.square() + (x.var(over, correction=0).clamp(min=TINY).sqrt() - 1).square()
@@ -172,7 +173,7 @@ class VeLU(nn.Module):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         held = state_dict.get(prefix + "running")
         if held is not None and self.momentum is not None:
-            self.running = torch.empty_like(held)
+            self.running = torch.empty_like(held, device=self.lam.device)
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:

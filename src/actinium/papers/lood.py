@@ -97,8 +97,9 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
         holds=verdict_of(parts),
         notes=(
             "Digits 0 and 1 of unit length, noise 0.01; for the kernels over depth they are scaled to the variance "
-            "that stays, and the kernel then to a variance of 1. A kernel without biases knows directions only, hence "
-            "cosines. The order of the activations is judged by memorisation at depth 300, as the card sets it; "
+            "that stays (for GELU one that networks leave if they start beside it), and the kernel then to a variance "
+            "of 1. A kernel without biases knows directions only, hence cosines. The order of the activations is "
+            "judged by memorisation at depth 300, as the card sets it; "
             "leakage need not follow it. Networks have one hidden layer, are trained by gradient descent from the "
             "same seeds with and without each record, and are compared with the process of their depth; of each three "
             "records that are looked at, one is mislabelled."
@@ -134,25 +135,6 @@ def _digit_queries(x: Tensor, y: Tensor, records: int, seed: int, steps: int) ->
     return [float(f["similarity"].isel(start=int(f["best"]), record=0)) for f in found]
 
 
-def _edge(phi: Function, sb: float) -> tuple[float, float]:
-    """Squared standard deviation of the weights at the edge of chaos, and the variance that stays."""
-    from scipy.optimize import brentq
-
-    nodes, weights = np.polynomial.hermite_e.hermegauss(151)
-    z, w = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
-
-    def moments(q: float) -> tuple[float, float]:
-        u = (z * math.sqrt(q)).requires_grad_()
-        out = phi(u)
-        (slope,) = torch.autograd.grad(out.sum(), u)
-        return float((w * out.detach() ** 2).sum()), float((w * slope**2).sum())
-
-    if phi is torch.relu:
-        return 2.0, 1.0
-    q = brentq(lambda v: sb**2 + moments(v)[0] / moments(v)[1] - v, 0.01, 2.0, xtol=1e-14)
-    return 1 / moments(q)[1], q
-
-
 def _over_depth(x: Tensor, y: Tensor) -> xr.Dataset:
     """Mean memorisation and leakage of all records, and the kernel's rank, over hidden layers and activations."""
     sizes = (len(DEPTHS), len(ACTIVATIONS))
@@ -161,11 +143,11 @@ def _over_depth(x: Tensor, y: Tensor) -> xr.Dataset:
     names = torch.arange(len(x))[:, None].double()
     off = ~torch.eye(len(x), dtype=torch.bool)
     for column, (phi, sb) in enumerate(ACTIVATIONS.values()):
-        sw2, q = _edge(phi, sb)
+        edge = ac.signal.EdgeOfChaos(phi).point(sb)
         # Of a length that gives the first layer the variance that stays.
-        inputs = x * math.sqrt(x.shape[1] * (q - sb**2) / sw2)
+        inputs = x * math.sqrt(x.shape[1] * (edge.q - sb**2)) / edge.sw
         # A network of one hidden layer has two layers of weights.
-        layers = ac.signal.NNGPKernel(phi, max(DEPTHS) + 1, math.sqrt(sw2), sb).layers(inputs)
+        layers = ac.signal.NNGPKernel(phi, max(DEPTHS) + 1, edge.sw, sb).layers(inputs)
         for row, depth in enumerate(DEPTHS):
             spread = layers[depth].diagonal().sqrt()
             kernel = layers[depth] / torch.outer(spread, spread)

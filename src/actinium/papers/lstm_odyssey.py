@@ -31,7 +31,7 @@ CLAIMED = (
     "and the output activation function are its most critical parts; coupled gates and no peepholes do not hurt; the "
     "learning rate accounts for over two thirds of the variance, then the hidden size; settings hardly interact."
 )
-# Set before anything was measured: the first from the card, the second from the paper.
+# Set before anything was measured. The paper says that the learning rate has more than two thirds.
 FAILS, MOST = 3.0, 0.5
 TIME, RESET, HIDDEN = 24, 0.15, 16
 QUICK = ("V", "NFG", "CIFG")

@@ -20,8 +20,9 @@ __all__ = ["PAPER", "reproduce"]
 PAPER = paper(
     109,
     claim=(
-        "Networks with Mish have smoother outputs and smoother losses around trained weights than with ReLU or Swish; "
-        "they reach better test results, and keep them in networks so deep that those of ReLU and Swish fall."
+        "Networks with Mish have smoother outputs than with ReLU, and smoother losses around trained weights than with "
+        "ReLU or Swish; they reach better test results, and keep them in networks so deep that those of ReLU and Swish "
+        "fall."
     ),
 )
 CLAIMED = (

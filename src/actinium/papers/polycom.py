@@ -99,8 +99,8 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
         holds=verdict_of(parts),
         notes=(
             "A transformer of two blocks of width 48 on the text of the small world, without SwiGLU; both compositions "
-            "have order 3 and start at 1/3. The rate of approximation is a theorem and is not examined. A loss that is "
-            "not finite is shown as such."
+            "have order 3 and start at 1/3. Errors on products are those at the training points. The rate of "
+            "approximation is a theorem and is not examined. A loss that is not finite is shown as such."
         ),
         result=ac.Result(
             xr.Dataset(data, {"activation": list(products)}, hints),

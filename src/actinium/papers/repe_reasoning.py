@@ -11,6 +11,7 @@ from torch import Tensor
 
 import actinium as ac
 from actinium.core.errors import InputError
+from actinium.core.intervals import wilson
 from actinium.papers.contract import Evidence, claims_of, verdict_of
 from actinium.papers.registry import paper
 
@@ -145,7 +146,7 @@ def _one(model: Any, name: str, seed: int, sizes: tuple[int, int, int]) -> dict[
     moved = [_kl(_logits(model, held, {site: v}), base) for v in random]
     accuracy, with_vector = _accuracy(base, held), _accuracy(added, held)
     controls = [_accuracy(o, held) for o in others]
-    low, _ = _wilson(with_vector, len(held))
+    low, _ = wilson(with_vector, len(held))
     found = {
         "reading accuracy": read,
         "reading accuracy from the embedding": alone,
@@ -222,10 +223,3 @@ def _entropy(logits: Tensor) -> float:
 
 def _mass(logits: Tensor, task: Any) -> float:
     return float(logits.softmax(1).gather(1, task.answer_ids[:, None]).mean())
-
-
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    from scipy.stats import binomtest
-
-    interval = binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)

@@ -48,7 +48,7 @@ class Nonlinearity:
         function: elementwise.
         c1: first Hermite coefficient E[t sigma(t)].
         f1: f(1) = E[sigma(t)^2] / c1^2, at least 1.
-        terms: (c_l / c_1)^2 for l = 1, 3, 5, …, without the sign's and the linear map's, which are known.
+        terms: (c_l / c_1)^2 for l = 1, 3, 5, … up to 41, without the sign's and the linear map's, which are known.
     """
 
     name: str
@@ -57,12 +57,15 @@ class Nonlinearity:
     f1: float
     terms: tuple[float, ...] = ()
 
+    @property
+    def linear(self) -> bool:
+        """Whether it is the linear map."""
+        return not self.terms and self.f1 == 1
+
     def kernel(self, cosines: Tensor) -> Tensor:
         """f(u) = sum over l of (c_l / c_1)^2 u^l, entry by entry: E[sigma(s) sigma(t)] / c_1^2 at correlation u."""
-        if self.name == "linear":
-            return cosines
-        if self.name == "sign":
-            return torch.asin(cosines.clamp(-1 + NEAR, 1 - NEAR))
+        if not self.terms:  # known: the sign and the linear map
+            return cosines if self.linear else torch.asin(cosines.clamp(-1 + NEAR, 1 - NEAR))
         out, power = torch.zeros_like(cosines), cosines
         for term in self.terms:
             out, power = out + term * power, power * cosines**2
@@ -150,7 +153,7 @@ def autoencoder_risk(
     second = _second(reads, sigma)
     cross = reads if root is None else reads @ root.T  # E[sigma x^T] / c_1
     if decoder is None:
-        explained = (cross * torch.linalg.solve(second, cross)).sum()
+        explained = (cross * _solved(second, cross, sigma)).sum()
         return torch.as_tensor((total - explained) / d)
     a = _matrix(decoder, "decoder")
     if a.shape != (d, n):
@@ -166,8 +169,7 @@ def best_decoder(encoder: Any, activation: str | Function = "sign", covariance: 
     reads = b if root is None else b @ root
     reads = reads / reads.norm(dim=1, keepdim=True)
     cross = reads if root is None else reads @ root.T
-    solved: Tensor = torch.linalg.solve(_second(reads, sigma), cross)
-    return solved.T / sigma.c1
+    return _solved(_second(reads, sigma), cross, sigma).T / sigma.c1
 
 
 def autoencoder_lower_bound(r: Any, activation: str | Function = "sign", spectrum: Any = None) -> Any:
@@ -250,6 +252,15 @@ def _second(reads: Tensor, sigma: Nonlinearity) -> Tensor:
     """E[sigma sigma^T] / c_1^2 (n, n); the diagonal is known and stays out of the gradient."""
     diagonal = torch.eye(len(reads), dtype=torch.bool)
     return torch.where(diagonal, sigma.f1, sigma.kernel((reads @ reads.T).masked_fill(diagonal, 0.0)))
+
+
+def _solved(second: Tensor, cross: Tensor, sigma: Nonlinearity) -> Tensor:
+    """Least-squares weights (n, d); the shortest of a linear map, whose units may repeat each other."""
+    if sigma.linear:
+        solved: Tensor = torch.linalg.pinv(second, rtol=1e-10, hermitian=True) @ cross
+    else:
+        solved = torch.linalg.solve(second, cross)
+    return solved
 
 
 def _white(r: Floats, f1: float) -> Floats:

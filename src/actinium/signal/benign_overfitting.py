@@ -143,7 +143,8 @@ class KernelInterpolator(Estimator):
             raise InputError(f"y: expected {len(x)} finite targets (n,) or (n, c), got shape {tuple(targets.shape)}")
         k = self.kernel(x, x).detach().double()
         self.jitter_ = JITTER * float(k.diagonal().mean()) if self.ridge == 0 else 0.0
-        factor, bad = torch.linalg.cholesky_ex(k + (self.ridge + self.jitter_) * torch.eye(len(x), dtype=k.dtype))
+        k = k + (self.ridge + self.jitter_) * torch.eye(len(x), dtype=k.dtype, device=k.device)
+        factor, bad = torch.linalg.cholesky_ex(k)
         if int(bad):
             raise InputError("the kernel matrix has no inverse: inputs that are the same, or a kernel of low rank")
         columns = targets[:, None] if targets.ndim == 1 else targets

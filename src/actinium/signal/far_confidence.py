@@ -26,6 +26,8 @@ PAPER = "know-your-limits"
 RADII = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 FACTORS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)
 DISTANCES = ("mahalanobis", "nearest")
+PAIRS = 2**22
+"""Distances that are held at once."""
 # Edges of the pieces of piecewise affine activations.
 KINKS: dict[type[nn.Module], Callable[[Any], tuple[float, ...]]] = {
     nn.ReLU: lambda m: (0.0,),
@@ -57,17 +59,13 @@ def _pattern(module: nn.Module, x: Tensor) -> Tensor:
     """(n, units) pieces of all activations that are modules, in the order in which they run."""
     seen: list[Tensor] = []
 
-    def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+    def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         edges = torch.tensor(KINKS[type(layer)](layer), dtype=args[0].dtype, device=args[0].device)
         # A kink itself belongs to the piece below it: ReLU's derivative at 0 is 0.
         seen.append(torch.bucketize(args[0].detach().flatten(1).contiguous(), edges).to(torch.int8))
 
     # Before anything is overwritten in place.
-    handles = [
-        m.register_forward_pre_hook(lambda layer, args: hook(layer, args, None))
-        for m in module.modules()
-        if type(m) in KINKS
-    ]
+    handles = [m.register_forward_pre_hook(hook) for m in module.modules() if type(m) in KINKS]
     try:
         with torch.no_grad():
             module(x)
@@ -102,7 +100,8 @@ def relu_region(module: nn.Module, x: Any) -> ReluRegion:
         if out.ndim != 2 or len(out) != len(given):
             raise InputError(f"expected outputs (n, C), got {tuple(out.shape)}")
         slopes = [
-            torch.autograd.grad(out[:, c].sum(), given, retain_graph=True)[0].flatten(1) for c in range(out.shape[1])
+            torch.autograd.grad(out[:, c].sum(), given, retain_graph=True, materialize_grads=True)[0].flatten(1)
+            for c in range(out.shape[1])
         ]
     slope = torch.stack(slopes, 1)
     offset = out.detach() - torch.einsum("ncd,nd->nc", slope, given.detach().flatten(1))
@@ -282,8 +281,11 @@ def _mahalanobis(rows: Tensor, x: Tensor) -> Tensor:
 
 def _nearest(rows: Tensor, x: Tensor) -> Tensor:
     """Distance from the nearest other row of the data (a row of the data itself is no neighbour of its own)."""
-    distances = torch.cdist(x.double(), rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
-    return distances.masked_fill(distances == 0, torch.inf).min(1).values.nan_to_num(posinf=0.0)
+    found = []
+    for some in x.double().split(max(1, PAIRS // len(rows))):
+        distances = torch.cdist(some, rows.double(), compute_mode="donot_use_mm_for_euclid_dist")
+        found.append(distances.masked_fill_(distances == 0, torch.inf).min(1).values)
+    return torch.cat(found).nan_to_num(posinf=0.0)
 
 
 def _limit_classes(predict: Predict, far: Tensor, rays: Tensor) -> Tensor:

@@ -104,6 +104,10 @@ class FilterMoments:
         off = self.both_teacher + self.student_teacher
         return on @ (w - w_star) + alone @ w - off @ w_star
 
+    def seen(self) -> Tensor:
+        """Second moment (p, p) of all that the student sees: E[S S'] with S = S++ + S+-."""
+        return self.both + self.both_student + self.both_student.T + self.student
+
     def cross(self) -> float:
         """Sum of the operator norms of the cross terms with A, which the smallest eigenvalue of A has to dominate."""
         return float(torch.linalg.matrix_norm(self.both_student, 2) + torch.linalg.matrix_norm(self.both_teacher, 2))
@@ -182,8 +186,8 @@ def angular_smoothness(
         students of the largest eigenvalue of B; `cross`, the largest sum of norms of the cross terms; `dominated`,
         whether gamma is above `cross`; with resamples, 95 % intervals of the basic bootstrap, `gamma_low`,
         `gamma_high`, `L_low`, `L_high`. `beta`, the largest L / phi; `lambda_max`, the largest eigenvalue of the second
-        moment of the patch mean that a filter which is on everywhere sees; `samples_per_entry`, n / p: smallest
-        eigenvalues of few samples are too low and largest ones too high.
+        moments of what a student sees, E[S S'] with S = S++ + S+-, over students and a filter that is on everywhere;
+        `samples_per_entry`, n / p: smallest eigenvalues of few samples are too low and largest ones too high.
 
     Raises:
         InputError: fewer than 10 p inputs, constant patches, angles out of range, a filter of one entry.
@@ -221,7 +225,8 @@ def angular_smoothness(
             columns |= {f"{name}_low": ("phi", twice - high[:, i]), f"{name}_high": ("phi", twice - low[:, i])}
     mean = z.mean(1)
     columns["beta"] = float((columns["L"][1] / np.array(phis)).max())
-    columns["lambda_max"] = float(torch.linalg.eigvalsh(mean.T @ mean / n)[-1])
+    # Where the patches of an input cancel, a filter that is on for some of them sees more than one that is on for all.
+    columns["lambda_max"] = max(float(torch.linalg.eigvalsh(mean.T @ mean / n)[-1]), *(row[3] for row in table))
     columns["samples_per_entry"] = n / p
     hints = {"variables": ["gamma", "L", "cross"], "ylabel": "eigenvalue"}
     settings = {"angles": phis, "directions": directions, "resamples": resamples, "normalise": normalise}
@@ -231,12 +236,13 @@ def angular_smoothness(
 
 def _extremes(
     z: Tensor, teacher: Tensor, students: Sequence[Tensor], weights: Tensor | None = None
-) -> tuple[float, float, float]:
-    """gamma, L and the largest cross term over students."""
+) -> tuple[float, float, float, float]:
+    """gamma, L, the largest cross term and the largest eigenvalue of what one sees, over students."""
     found = [_moments(z, w, teacher, weights) for w in students]
     gamma = min(float(torch.linalg.eigvalsh(m.both)[0]) for m in found)
     largest = max(float(torch.linalg.eigvalsh(m.student)[-1]) for m in found)
-    return gamma, largest, max(m.cross() for m in found)
+    seen = max(float(torch.linalg.eigvalsh(m.seen())[-1]) for m in found)
+    return gamma, largest, max(m.cross() for m in found), seen
 
 
 def patch_closeness(patches: Any) -> dict[str, float]:

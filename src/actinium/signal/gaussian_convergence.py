@@ -85,26 +85,22 @@ def _moments(w: Tensor, level: float) -> list[Row]:
     # Of orthogonal weights the mean square is fixed: rounding is all that differs.
     p = float(2 * stats.norm.sf(abs(off) / error)) if error > 1e-9 else float(abs(off) < 1e-6)
     rows.append(("variance", 1 + off, 1.0, p, p > level))
-    worst, count = 0.0, 0
-    for side in ((w**2).mean(2), (w**2).mean(1)):
-        gap = side - side.mean(1, keepdim=True)
-        spread = gap.std(0) / root
-        used = spread > 1e-9
-        if bool(used.any()):
-            worst = max(worst, float((gap.mean(0).abs()[used] / spread[used]).max()))
-            count += int(used.sum())
-    p = min(1.0, count * float(2 * stats.norm.sf(worst))) if count else 1.0
-    rows.append(("row variance", worst, 0.0, p, p > level))
+    sides = [(w**2).mean(2), (w**2).mean(1)]
+    rows.append(("row variance", *_largest(torch.cat([s - s.mean(1, keepdim=True) for s in sides], 1), level)))
     cells = w[:, : CELLS // 4, : CELLS // 4].reshape(reps, -1)
     products = torch.einsum("ra,rb->rab", cells, cells)
     pairs = torch.triu_indices(cells.shape[1], cells.shape[1], 1)
-    products = products[:, pairs[0], pairs[1]]
-    spread = products.std(0) / root
-    used = spread > 1e-12
-    z = float((products.mean(0).abs()[used] / spread[used]).max()) if bool(used.any()) else 0.0
-    p = min(1.0, int(used.sum()) * float(2 * stats.norm.sf(z)))
-    rows.append(("correlation", z, 0.0, p, p > level))
+    rows.append(("correlation", *_largest(products[:, pairs[0], pairs[1]], level)))
     return rows
+
+
+def _largest(draws: Tensor, level: float) -> tuple[float, float, float, bool]:
+    """Largest mean (in standard errors) of columns (R, k) that should have mean 0: value, expected, p and whether."""
+    # A column that is the same in every draw has no spread but that of rounding.
+    errors = (draws.std(0) / len(draws) ** 0.5).clamp(min=1e-9)
+    z = float((draws.mean(0).abs() / errors).max())
+    p = min(1.0, draws.shape[1] * float(2 * stats.norm.sf(z)))
+    return z, 0.0, p, p > level
 
 
 def _eighth(w: Tensor, bound: float, seed: int) -> list[Row]:
@@ -207,7 +203,7 @@ def _units(net: nn.Module, x: Tensor) -> Tensor:
     """Units 0 and 1 of a network's output at each input: (n, 2)."""
     first = next(net.parameters(), None)
     with torch.no_grad():
-        out = net(x.to(first.dtype) if first is not None else x).double()
+        out = net(x.to(first) if first is not None else x).double().cpu()
     if out.ndim != 2 or len(out) != len(x) or out.shape[1] < 2:
         raise InputError(f"the network must give (n, 2 or more units), it gives {tuple(out.shape)}")
     if not bool(out.isfinite().all()):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from actinium.signal.nngp import check_scales
 
 __all__ = ["PseudoIID", "eoc_init_", "pseudo_iid_init_", "pseudo_iid_weights"]
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 KINDS = ("iid", "orthogonal", "low_rank", "structured_sparse")
 DISTRIBUTIONS = ("normal", "uniform", "student_t")
 
@@ -71,7 +72,7 @@ def eoc_init_(
             stacklevel=2,
         )
     for _, layer in layers:
-        _fill(layer, "iid", point.sw, sb, generator, {})
+        _write(layer, _drawn(layer, "iid", point.sw, generator, {}), _biases(layer, sb, generator))
     return point
 
 
@@ -92,12 +93,12 @@ def pseudo_iid_init_(
     """Draw weights of variance sw^2 / fan_in that are exchangeable and uncorrelated, but not independent.
 
     Args:
-        module: `Linear`, `Conv1d` or `Conv2d`, or a module that holds some: its first layer is then drawn iid, as the
-            theorem needs it, and the others as told. Changed in place.
+        module: `Linear`, `Conv1d`, `Conv2d` or `Conv3d`, or a module that holds some: its first layer is then drawn
+            from independent normals, as the theorem needs it, and the others as told. Changed in place.
         kind: "iid", "orthogonal" (Haar), "low_rank" or "structured_sparse".
         sw: standard deviation of the weights times the root of fan_in.
         sb: standard deviation of the biases, which are normal and independent.
-        rank: of low-rank weights; a fraction between 0 and 1 is of the smaller side of each matrix.
+        rank: of low-rank weights; a float from 0 to 1 is a share of the smaller side of each matrix.
         blocks: of sparse weights: the matrix (of channels, in a convolution) is cut into blocks x blocks.
         kept: blocks that are not zero in each row of blocks; the density is kept / blocks.
         permute: put rows and columns of the mask in random order.
@@ -122,14 +123,18 @@ def pseudo_iid_init_(
     check_scales(sw, sb)
     options = {"rank": rank, "blocks": blocks, "kept": kept, "permute": permute, "distribution": distribution, "df": df}
     layers = _layers(module, sb)
-    if len(layers) == 1 and layers[0][0] == "":
-        return _fill(module, kind, sw, sb, generator, options)
     _check_kind(kind, distribution)
+    alone = len(layers) == 1 and layers[0][0] == ""
+    # All are drawn before any is written: a layer that cannot be made leaves the module as it was.
     made: dict[str, PseudoIID] = {}
-    same = {"distribution": distribution, "df": df}
+    biases: dict[str, Tensor | None] = {}
     for i, (name, layer) in enumerate(layers):
-        made[name] = _fill(layer, kind if i else "iid", sw, sb, generator, options if i else same)
-    return made
+        told = i > 0 or alone
+        made[name] = _drawn(layer, kind if told else "iid", sw, generator, options if told else {})
+        biases[name] = _biases(layer, sb, generator)
+    for name, layer in layers:
+        _write(layer, made[name], biases[name])
+    return made[""] if alone else made
 
 
 def pseudo_iid_weights(
@@ -180,44 +185,43 @@ def _check_kind(kind: str, distribution: str) -> None:
 def _layers(module: nn.Module, sb: float) -> list[tuple[str, nn.Module]]:
     layers = [(name, m) for name, m in module.named_modules() if isinstance(m, LAYERS)]
     if not layers:
-        raise InputError(f"{type(module).__name__} holds no Linear, Conv1d or Conv2d layer")
+        raise InputError(f"{type(module).__name__} holds no Linear, Conv1d, Conv2d or Conv3d layer")
     bare = [name or type(m).__name__ for name, m in layers if m.bias is None]
     if sb > 0 and bare:
         raise InputError(f"sb={sb:g} needs biases, and {bare[0]!r} has none")
     return layers
 
 
-def _fill(
-    layer: nn.Module, kind: str, sw: float, sb: float, generator: torch.Generator | None, options: dict[str, object]
+def _drawn(
+    layer: nn.Module, kind: str, sw: float, generator: torch.Generator | None, options: dict[str, object]
 ) -> PseudoIID:
-    weight, bias = layer.weight, layer.bias
+    """Weights for a layer, which stays as it is."""
+    weight = layer.weight
     m, n = len(weight), weight[0].numel()
-    if isinstance(layer, nn.Linear) or kind in ("iid", "low_rank"):
-        made = pseudo_iid_weights(m, n, kind, sw, generator=generator, **options)  # type: ignore[arg-type]
-    elif kind == "orthogonal":
-        if m < n:
-            raise InputError(f"an orthogonal convolution needs {n} output channels (k^2 C_in) or more, it has {m}")
-        made = pseudo_iid_weights(m, n, kind, sw, generator=generator)
-    else:
-        made = _sparse_filters(m, weight.shape[1], n, kind, sw, generator, options)
+    if not isinstance(layer, nn.Linear) and kind == "structured_sparse":
+        return _sparse_filters(m, weight.shape[1], n, sw, generator, options)
+    if not isinstance(layer, nn.Linear) and kind == "orthogonal" and m < n:
+        raise InputError(f"an orthogonal convolution needs {n} output channels (k^2 C_in) or more, it has {m}")
+    return pseudo_iid_weights(m, n, kind, sw, generator=generator, **options)  # type: ignore[arg-type]
+
+
+def _biases(layer: nn.Module, sb: float, generator: torch.Generator | None) -> Tensor | None:
+    if layer.bias is None:
+        return None
+    return sb * torch.randn(layer.bias.shape, generator=generator, dtype=torch.float64)
+
+
+def _write(layer: nn.Module, made: PseudoIID, biases: Tensor | None) -> None:
     with torch.no_grad():
-        weight.copy_(made.weight.reshape(weight.shape))
-        if bias is not None:
-            bias.copy_(sb * torch.randn(bias.shape, generator=generator, dtype=torch.float64))
-    return made
+        layer.weight.copy_(made.weight.reshape(layer.weight.shape))
+        if biases is not None:
+            layer.bias.copy_(biases)
 
 
 def _sparse_filters(
-    m: int,
-    channels: int,
-    n: int,
-    kind: str,
-    sw: float,
-    generator: torch.Generator | None,
-    options: dict[str, object],
+    m: int, channels: int, n: int, sw: float, generator: torch.Generator | None, options: dict[str, object]
 ) -> PseudoIID:
     """Filters that are zero between some pairs of channels; the mask is of channels, (m, n) with their positions."""
-    _check_kind(kind, str(options["distribution"]))
     blocks, kept, distribution, df = (options[k] for k in ("blocks", "kept", "distribution", "df"))
     mask = _mask(m, channels, blocks, kept, options["permute"], generator)  # type: ignore[arg-type]
     mask = mask.repeat_interleave(n // channels, dim=1)
@@ -235,12 +239,9 @@ def _entries(shape: tuple[int, int], distribution: str, df: float | None, genera
         return normal
     if df is None or not df > 8:
         raise InputError(f"student_t has a finite eighth moment for df above 8, which the limit needs; got df={df}")
-    seed = int(torch.randint(2**62, (), generator=generator))
-    # A chi-squared number from torch's gamma sampler, which takes no generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        chi = torch.distributions.Gamma(torch.tensor(df / 2, dtype=torch.float64), 0.5).sample(shape)
-    return normal * (df / chi).sqrt() * math.sqrt((df - 2) / df)
+    # Torch's own sampler of chi-squared numbers takes no generator.
+    chi = np.random.default_rng(int(torch.randint(2**62, (), generator=generator))).chisquare(df, shape)
+    return normal * (df / torch.from_numpy(chi)).sqrt() * math.sqrt((df - 2) / df)
 
 
 def _haar(m: int, n: int, generator: torch.Generator | None) -> Tensor:
@@ -252,9 +253,10 @@ def _haar(m: int, n: int, generator: torch.Generator | None) -> Tensor:
 def _rank(rank: int | float | None, m: int, n: int) -> int:
     if rank is None:
         raise InputError("low_rank needs a rank")
-    r = round(rank * min(m, n)) if isinstance(rank, float) and 0 < rank < 1 else rank
-    if r != int(r) or not 1 <= r <= min(m, n):
-        raise InputError(f"the rank of a ({m}, {n}) matrix is from 1 to {min(m, n)}, not {rank}")
+    share = isinstance(rank, float) and 0 < rank <= 1
+    r = round(rank * min(m, n)) if share else rank
+    if not 1 <= r <= min(m, n) or r != int(r):
+        raise InputError(f"the rank of a ({m}, {n}) matrix is from 1 to {min(m, n)}, or a share of it, not {rank}")
     return int(r)
 
 

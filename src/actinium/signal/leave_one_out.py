@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -74,7 +75,7 @@ class LOOD(Estimator):
         """
         if not (np.isfinite(self.noise) and self.noise > 0):
             raise InputError(f"noise is a variance above 0 (without it the divergence is infinite), got {self.noise}")
-        x = as_rows(X, "X", flat=False, dtype=torch.float64)
+        x = as_rows(X, "X", flat=False, dtype=torch.float64).cpu()
         columns = _labels(y, len(x))
         self.X_, self.y_ = x, columns
         self.kernel_ = self._symmetric(x)
@@ -89,11 +90,11 @@ class LOOD(Estimator):
 
     def leakage(self) -> Tensor:
         """KL divergence (n,) at each record between the process without it and with it."""
-        residual, v = self._left_out()
-        after = v * self.noise / (v + self.noise)
-        change = (v / (v + self.noise))[:, None] * residual
-        spread = self.y_.shape[1] * (torch.log(after / v) + v / after - 1)
-        return (spread + (change**2).sum(1) / after) / 2
+        residual, variance = self._left_out()
+        # The variance with the record is v s / (v + s): written so that nothing is divided by v, which may be 0.
+        ratio = variance / self.noise
+        spread = self.y_.shape[1] * (ratio - torch.log1p(ratio))
+        return (spread + ratio / (variance + self.noise) * (residual**2).sum(1)) / 2
 
     def influence(self, i: int, Q: Any) -> Tensor:
         """Mean distance (q,) at each query (q, d) between the process without record i and with it.
@@ -120,11 +121,11 @@ class LOOD(Estimator):
         """
         _known(kind)
         self.check_fitted()
-        x = as_rows(S_x, "S_x", self.X_.shape[1], flat=False, dtype=torch.float64)
+        x = as_rows(S_x, "S_x", self.X_.shape[1], flat=False, dtype=torch.float64).cpu()
         y = _labels(S_y, len(x))
         if y.shape[1] != self.y_.shape[1]:
             raise InputError(f"S_y has {y.shape[1]} outputs, the labels of the data have {self.y_.shape[1]}")
-        if bool((x[:, None] == self.X_).all(2).any()):
+        if any(bool((record == self.X_).all(1).any()) for record in x):
             warnings.warn("a record of S is in the data already: it joins a second time", ActiniumWarning, stacklevel=2)
         joined = _Joined(self.kernel, self.noise, self.X_, self.y_, self.precision_, x, y)
         queries = self._queries(Q)
@@ -177,7 +178,7 @@ class LOOD(Estimator):
         Source: Ye et al., 2023, section 4 (the maximiser of the KL divergence for one record is the record).
         """
         _known(kind)
-        records = [index] if isinstance(index, int) else [int(i) for i in index]
+        records = np.ravel(index).tolist()
         joined = self._joined(records)
         q = self._starts(init, len(records), starts, seed).requires_grad_()
         if steps < 1 or lr <= 0:
@@ -226,30 +227,34 @@ class LOOD(Estimator):
         """Residual (n, c) and latent variance (n,) of each record under the process without it."""
         self.check_fitted()
         diagonal = self.precision_.diagonal()
-        return (self.precision_ @ self.y_) / diagonal[:, None], 1 / diagonal - self.noise
+        # Rounding can take a variance of 0 below it.
+        return (self.precision_ @ self.y_) / diagonal[:, None], (1 / diagonal - self.noise).clamp(min=0)
 
     def _joined(self, records: Sequence[int]) -> _Joined:
         """The process without some of the records, and these as what joins it."""
         self.check_fitted()
         n = len(self.X_)
-        if not records or len(set(records)) != len(records) or any(not 0 <= i < n for i in records):
-            raise InputError(f"expected different records from 0 to {n - 1}, got {list(records)}")
+        try:
+            order = torch.tensor([operator.index(i) for i in records], dtype=torch.long)
+        except TypeError:
+            raise InputError(f"records are numbered by integers, got {records}") from None
+        if not len(order) or len(order.unique()) != len(order) or int(order.min()) < 0 or int(order.max()) >= n:
+            raise InputError(f"expected different records from 0 to {n - 1}, got {order.tolist()}")
         kept = torch.ones(n, dtype=torch.bool)
-        kept[list(records)] = False
+        kept[order] = False
         # Leaving rows out of the inverse of a matrix: a Schur complement, no new inversion.
         p = self.precision_
         left, cross = p[kept][:, kept], p[kept][:, ~kept]
         without = left - cross @ torch.linalg.solve(p[~kept][:, ~kept], cross.T)
-        order = torch.tensor(list(records))
         return _Joined(self.kernel, self.noise, self.X_[kept], self.y_[kept], without, self.X_[order], self.y_[order])
 
     def _queries(self, Q: Any) -> Tensor:
-        return as_rows(Q, "Q", self.X_.shape[1], flat=False, dtype=torch.float64)
+        return as_rows(Q, "Q", self.X_.shape[1], flat=False, dtype=torch.float64).cpu()
 
     def _starts(self, init: Any, count: int, starts: int, seed: int) -> Tensor:
         d = self.X_.shape[1]
         if init is not None:
-            q = torch.as_tensor(init).detach().double().clone()
+            q = torch.as_tensor(init).detach().cpu().double().clone()
             q = q[None] if q.ndim == 2 else q
             if q.ndim != 3 or q.shape[1:] != (count, d) or not len(q) or not bool(torch.isfinite(q).all()):
                 raise InputError(f"init: expected finite (starts, {count}, {d}), got shape {tuple(q.shape)}")
@@ -355,7 +360,7 @@ def _inverse(k: Tensor, noise: float) -> Tensor:
 def _labels(y: Any, n: int) -> Tensor:
     """Labels as columns (n, c)."""
     try:
-        columns = torch.as_tensor(y).detach().double()
+        columns = torch.as_tensor(y).detach().cpu().double()
     except (TypeError, ValueError, RuntimeError):
         raise InputError(f"labels: expected numbers (n,) or (n, c), not {type(y).__name__}") from None
     if columns.ndim not in (1, 2) or len(columns) != n or not columns.numel():

@@ -102,6 +102,8 @@ def _union(D: Data, S: Data) -> Data:
         x, y = torch.as_tensor(a), torch.as_tensor(b)
         if x.ndim < 1 or x.ndim != y.ndim or x.shape[1:] != y.shape[1:] or not len(x) or not len(y):
             raise InputError(f"{name} of D and S do not fit together: shapes {tuple(x.shape)} and {tuple(y.shape)}")
+        if y.is_floating_point() and not x.is_floating_point():
+            raise InputError(f"{name} of D are integers and those of S are not: they would be cut to integers")
         joined.append(torch.cat([x, y.to(x.dtype)]))
     if len(joined[0]) != len(joined[1]) or len(D[0]) != len(D[1]):
         raise InputError(f"D and S hold {len(joined[0])} inputs and {len(joined[1])} labels")

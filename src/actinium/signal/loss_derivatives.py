@@ -29,9 +29,19 @@ REDUCTIONS = ("mean", "abs", "std", "none")
 WEIGHT = "weight:"
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+
+def _cross_entropy(f: Tensor, y: Tensor) -> Tensor:
+    if f.ndim != 2 or y.ndim != 1 or int(y.min()) < 0 or int(y.max()) >= f.shape[1]:
+        raise InputError(
+            f"cross_entropy takes outputs (n, c) and classes (n,) from 0 to c - 1, got {tuple(f.shape)} and "
+            f"{tuple(y.shape)} from {int(y.min())} to {int(y.max())}"
+        )
+    return functional.cross_entropy(f, y, reduction="none")
+
+
 LOSSES: dict[str, Loss] = {
     "mse": lambda f, y: (f - y) ** 2,
-    "cross_entropy": lambda f, y: functional.cross_entropy(f, y, reduction="none"),
+    "cross_entropy": _cross_entropy,
     "logistic": lambda f, y: functional.binary_cross_entropy_with_logits(f, y, reduction="none"),
     "output": lambda f, y: f,
 }
@@ -61,7 +71,7 @@ def loss_sensitivity(
         model: a Model, a module, or a function from X to (n,), (n, 1) or, for classes, (n, c).
         X: examples (n, …) of real numbers, best standardised: the derivatives are in units of the loss per unit of
             the variable to the power of the order.
-        y: targets (n,); classes as integers for "cross_entropy", in {0, 1} for "logistic".
+        y: targets (n,); classes as integers for "cross_entropy", from 0 to 1 for "logistic".
         loss_fn: "mse" (squared error), "cross_entropy", "logistic", "output" (the output itself in place of a loss),
             or a function from outputs and targets to the losses (n,).
         orders: some of 1, 2, 3.
@@ -220,6 +230,8 @@ def _targets(y: Any, loss_fn: str | Loss) -> Tensor:
     target = target.double()
     if not bool(target.isfinite().all()):
         raise InputError("y holds NaN or infinite values")
+    if loss_fn == "logistic" and not bool(((target >= 0) & (target <= 1)).all()):
+        raise InputError(f"logistic takes targets from 0 to 1, got {float(target.min()):g} to {float(target.max()):g}")
     return target.squeeze(-1) if target.ndim == 2 and target.shape[1] == 1 else target
 
 

@@ -94,7 +94,7 @@ def _constant(name: str, inner: TangentFunction, h: Tensor, constants: Mapping[t
         return max(1.0, abs(layer.negative_slope))
     if isinstance(layer, nn.ELU):
         return max(1.0, abs(layer.alpha))
-    if isinstance(layer, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) and layer.stride == layer.kernel_size:
+    if isinstance(layer, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d) and _apart(layer):
         return 1.0
     if type(layer) in SLOPES:
         return SLOPES[type(layer)]
@@ -103,6 +103,12 @@ def _constant(name: str, inner: TangentFunction, h: Tensor, constants: Mapping[t
     raise InputError(
         f"no Lipschitz constant is known for layer {name!r} ({type(layer).__name__}); give it in constants"
     )
+
+
+def _apart(pool: Any) -> bool:
+    """Whether no entry is in two windows: then the largest of each is 1-Lipschitz."""
+    size, stride, dilation = (np.asarray(v) for v in (pool.kernel_size, pool.stride, pool.dilation))
+    return bool((stride > dilation * (size - 1)).all())
 
 
 def _linear_norm(inner: TangentFunction, h: Tensor) -> float:

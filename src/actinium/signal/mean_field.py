@@ -109,12 +109,12 @@ class EdgeOfChaos:
         gap = sb**2 + sw**2 * energy - q
         if np.all(np.abs(gap) <= SAME * q):
             return 1.0
+        if sb == 0 and gap[0] <= 0 and float(self._energy(0.0)) <= 1e-15:
+            return 0.0
         found = _roots(q, gap, lambda x: sb**2 + sw**2 * float(self._energy(x)) - x, sb**2)
         stable = [x for x in found if self._growth(x, sw) <= 1]
         if stable:
             return stable[0]
-        if sb == 0 and gap[0] <= 0 and float(self._energy(0.0)) <= 1e-15:
-            return 0.0
         raise InputError(
             f"{self._f.name} has no stable variance below {Q_MAX:g} at sb={sb:g}, sw={sw:g}: the signal explodes"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -91,6 +92,7 @@ class NFResNetBlock(nn.Module):
         bottleneck: width of the inner convolutions by `out_channels` (1 x 1, 3 x 3, 1 x 1); None for two 3 x 3.
         groups: of the spatial convolution of a bottleneck.
         activation: g, a name or an elementwise function.
+        gain: gamma; `nonlinearity_gain` of the activation by default.
         scale: "post": gamma g(x) / beta as in the release; "pre": gamma g(x / beta) as in the paper's text. The same
             for ReLU.
         shortcut: "conv": strided; "pool": 2 x 2 mean first, as in NF-RegNets.
@@ -121,6 +123,7 @@ class NFResNetBlock(nn.Module):
         bottleneck: float | None = 0.25,
         groups: int = 1,
         activation: Activation = "relu",
+        gain: float | None = None,
         scale: str = "post",
         shortcut: str = "conv",
         transition: bool | None = None,
@@ -141,9 +144,10 @@ class NFResNetBlock(nn.Module):
         if shortcut == "pool" and stride > 2:
             raise InputError(f"a pooled shortcut halves the image; the stride is 1 or 2, not {stride}")
         self.alpha, self.beta, self.scale, self.drop = alpha, beta, scale, drop
-        self.entry = GainedActivation(activation)
+        self.entry = GainedActivation(activation, gain)
+        between = partial(GainedActivation, activation, self.entry.gain)
         self.branch = nn.Sequential(
-            *_convolutions(in_channels, out_channels, stride, bottleneck, groups, activation, padding_mode)
+            *_convolutions(in_channels, out_channels, stride, bottleneck, groups, between, padding_mode)
         )
         if squeeze_excite:
             self.branch.append(SqueezeExcite(out_channels))
@@ -179,7 +183,7 @@ def _convolutions(
     stride: int,
     bottleneck: float | None,
     groups: int,
-    activation: Activation,
+    between: Callable[[], nn.Module],
     padding_mode: str,
 ) -> list[nn.Module]:
     """The branch after its first activation."""
@@ -187,7 +191,7 @@ def _convolutions(
     if bottleneck is None:
         return [
             ScaledWSConv2d(before, after, 3, stride=stride, **spatial),
-            GainedActivation(activation),
+            between(),
             ScaledWSConv2d(after, after, 3, **spatial),
         ]
     width = int(after * bottleneck)
@@ -195,9 +199,9 @@ def _convolutions(
         raise InputError(f"a bottleneck of {bottleneck} x {after} channels cannot be split in {groups} groups")
     return [
         ScaledWSConv2d(before, width, 1),
-        GainedActivation(activation),
+        between(),
         ScaledWSConv2d(width, width, 3, stride=stride, groups=groups, **spatial),
-        GainedActivation(activation),
+        between(),
         ScaledWSConv2d(width, after, 1),
     ]
 
@@ -212,7 +216,8 @@ class NFResNet(nn.Module):
         stem: "imagenet": 7 x 7 of stride 2 and 3 x 3 max pooling; "small": 3 x 3 of stride 1, for small images.
         stem_width: channels after the stem; a quarter of the first stage's width in a bottleneck network and the same
             width otherwise by default.
-        alpha, activation, scale, bottleneck, groups, shortcut, squeeze_excite, skip_init, padding_mode: of the blocks.
+        alpha, activation, gain, scale, bottleneck, groups, shortcut, squeeze_excite, skip_init, padding_mode: of the
+            blocks.
         stochastic_depth: probability of skipping the branch at the end of the network; it grows linearly from 0.
         dropout: before the head.
 
@@ -233,6 +238,7 @@ class NFResNet(nn.Module):
         stem_width: int | None = None,
         alpha: float = 0.2,
         activation: Activation = "relu",
+        gain: float | None = None,
         bottleneck: float | None = None,
         stochastic_depth: float = 0.0,
         dropout: float = 0.0,
@@ -249,6 +255,7 @@ class NFResNet(nn.Module):
         if stem == "imagenet":
             first = ScaledWSConv2d(in_channels, width, 7, stride=2, padding=3)
         self.stem = nn.Sequential(first, nn.MaxPool2d(3, 2, 1)) if stem == "imagenet" else first
+        last = GainedActivation(activation, gain)
         blocks: list[nn.Module] = []
         for stage, (depth, after) in enumerate(zip(depths, widths, strict=True)):
             for index in range(depth):
@@ -260,6 +267,7 @@ class NFResNet(nn.Module):
                     stride=2 if index == 0 and stage else 1,
                     bottleneck=bottleneck,
                     activation=activation,
+                    gain=last.gain,
                     transition=index == 0 or None,
                     drop=stochastic_depth * len(blocks) / sum(depths),
                     **block,
@@ -267,7 +275,7 @@ class NFResNet(nn.Module):
                 blocks.append(made)
                 width = after
         self.blocks = nn.Sequential(*blocks)
-        self.last = GainedActivation(activation)
+        self.last = last
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, classes)
         nn.init.normal_(self.head.weight, std=0.01)

@@ -127,9 +127,8 @@ def empirical_ntk(
         return f.jacobian(weights, rest, x, vectorized)
 
     kept: dict[int, list[Tensor]] = {}
-    kernel = torch.empty(len(x1), len(x2), c, c, dtype=torch.float64, device=x1.device)
-    if outputs == "sum":
-        kernel = kernel[:, :, 0, 0].clone()
+    shape = (len(x1), len(x2)) if outputs == "sum" else (len(x1), len(x2), c, c)
+    kernel = torch.empty(shape, dtype=torch.float64, device=x1.device)
     for i in shown(range(0, len(x1), step), "tangent kernel", progress):
         one = kept[i] if same and i in kept else jacobian(x1[i : i + step])
         for j in range(i if same else 0, len(x2), step):

@@ -20,7 +20,7 @@ from actinium.core.result import Result
 __all__ = ["Decay", "fit_decay", "measure_propagation"]
 
 PAPER = "edge-of-chaos"
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LAWS = ("exponential", "1/l", "1/l^2")
 
 
@@ -44,6 +44,8 @@ def measure_propagation(
 ) -> Result:
     """Second moments, correlations of pairs and gradients of pre-activations by layer.
 
+    The model runs in the mode it is in, and is left as it was, running statistics included.
+
     Args:
         model: a Model or a module.
         a, b: two batches of inputs: row i of one and row i of the other are a pair.
@@ -64,8 +66,14 @@ def measure_propagation(
     """
     model = model if isinstance(model, Model) else Model(model)
     names = _sites(model, at)
-    with torch.enable_grad():
-        one, two = (model.record(x, names, grad=True) for x in (a, b))
+    kept = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
+    try:
+        with torch.enable_grad():
+            one, two = (model.record(x, names, grad=True) for x in (a, b))
+    finally:
+        # Batch normalisation in training mode counts what passes.
+        for name, value in kept.items():
+            model.module.get_buffer(name).data.copy_(value)
     rows = []
     last = one[names[-1]]
     random = torch.Generator().manual_seed(seed)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from actinium.core.elementwise_function import elementwise
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.gaussian_moments import normal_nodes
 
 __all__ = [
     "RELEASED_GAINS",
@@ -67,10 +68,6 @@ FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "tanh": torch.tanh,
     }
 )
-# The density beyond 12 standard deviations is below 1e-31. Panels end at multiples of 1/4, so that the kinks of common
-# functions (at 0, 1, 6) lie between two of them.
-PANELS = np.linspace(-12, 12, 97)
-NODES = 20
 
 
 def _function(activation: str | Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -88,7 +85,7 @@ def nonlinearity_gain(activation: str | Callable[[Tensor], Tensor], *, released:
 
     Args:
         activation: a name such as "relu" or "silu", or an elementwise function (a module is one too). Computed by
-            Gauss-Legendre quadrature on panels of width 1/4 in float64.
+            quadrature in float64 that is split at its kinks.
         released: the constant of the authors' release instead, for a name; those are estimates from samples.
 
     Returns:
@@ -96,7 +93,7 @@ def nonlinearity_gain(activation: str | Callable[[Tensor], Tensor], *, released:
 
     Raises:
         UnknownNameError: there is no such name.
-        InputError: the function is constant, not elementwise, or gives NaN or infinite values.
+        InputError: the function is constant, not elementwise, or has no finite second moment.
 
     Source: Brock, De and Smith, 2021, section 4.2 (gamma_g).
     """
@@ -105,22 +102,21 @@ def nonlinearity_gain(activation: str | Callable[[Tensor], Tensor], *, released:
             raise UnknownNameError(unknown("released gain", str(activation), RELEASED_GAINS))
         return RELEASED_GAINS[activation]
     function = _function(activation)
-    if isinstance(function, nn.Module):
-        function = copy.deepcopy(function).double().cpu().eval()
-    nodes, weights = np.polynomial.legendre.leggauss(NODES)
-    half = np.diff(PANELS)[:, None] / 2
-    z = torch.from_numpy(((PANELS[:-1, None] + half) + half * nodes).ravel())
-    density = torch.from_numpy((half * weights).ravel()) * torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
-    with torch.no_grad():
-        value = function(z.clone())
-    if not isinstance(value, Tensor) or value.shape != z.shape:
-        raise InputError("the activation is not elementwise: it does not keep the shape of its input")
-    value = value.double()
-    if not bool(value.isfinite().all()):
-        raise InputError("the activation gives NaN or infinite values for inputs between -12 and 12")
-    mean = (density * value).sum()
-    variance = float((density * (value - mean) ** 2).sum())
-    if variance < 1e-24:
+    return _gain_of(activation) if isinstance(activation, str) else _gain(function)
+
+
+@cache
+def _gain_of(name: str) -> float:
+    return _gain(FUNCTIONS[name])
+
+
+def _gain(function: Callable[[Tensor], Tensor]) -> float:
+    f = elementwise(function)
+    z, weight = normal_nodes(f, torch.ones(1, dtype=torch.float64))
+    value = f(z)
+    mean = (weight * value).sum()
+    variance = float((weight * (value - mean) ** 2).sum())
+    if variance <= 1e-24 * max(1.0, float(mean) ** 2):
         raise InputError("the activation is constant on a normal signal: no gain brings its variance to 1")
     return 1 / math.sqrt(variance)
 
@@ -133,7 +129,8 @@ class GainedActivation(nn.Module):
         gain: gamma; `nonlinearity_gain` of the activation by default.
 
     Raises:
-        UnknownNameError, InputError: as `nonlinearity_gain`; or the gain is not a positive number.
+        UnknownNameError, InputError: as `nonlinearity_gain`; the gain is not a positive number, or the activation
+            works in place: it would change what the skip path of a block adds.
     """
 
     def __init__(self, activation: str | Callable[[Tensor], Tensor], gain: float | None = None) -> None:
@@ -142,6 +139,9 @@ class GainedActivation(nn.Module):
         self.gain = nonlinearity_gain(activation) if gain is None else float(gain)
         if not (math.isfinite(self.gain) and self.gain > 0):
             raise InputError(f"a gain is a positive number, got {gain}")
+        inner = self.function.modules() if isinstance(self.function, nn.Module) else ()
+        if any(getattr(part, "inplace", False) for part in inner):
+            raise InputError("the activation works in place and would change its input; make it with inplace=False")
         self.label = activation if isinstance(activation, str) else type(activation).__name__
 
     def forward(self, x: Tensor) -> Tensor:

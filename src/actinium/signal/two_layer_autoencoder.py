@@ -93,7 +93,7 @@ class TwoLayerAutoencoder(SavedEstimator):
             raise InputError(
                 f"n is positive, steps and ridge not negative, and decoder one of {', '.join(DECODERS)}; got {self!r}"
             )
-        x = as_rows(X, dtype=torch.float64)
+        x = as_rows(X, dtype=torch.float64).cpu()
         if len(x) < max(self.n, 2):
             raise InputError(f"{len(x)} rows are too few for a decoder of {self.n} units")
         self.mean_ = x.mean(0)
@@ -120,7 +120,7 @@ class TwoLayerAutoencoder(SavedEstimator):
     def decode(self, codes: Any) -> Tensor:
         """Activations (N, d) of codes (N, n)."""
         self.check_fitted()
-        inside: Tensor = as_rows(codes, "codes", self.n, dtype=torch.float64) @ self.decoder_.T
+        inside: Tensor = as_rows(codes, "codes", self.n, dtype=torch.float64).cpu() @ self.decoder_.T
         return inside @ self.back_.T + self.mean_
 
     def risk(self, X: Any) -> float:
@@ -143,7 +143,7 @@ class TwoLayerAutoencoder(SavedEstimator):
 
     def _inside(self, X: Any) -> Tensor:
         self.check_fitted()
-        centred: Tensor = as_rows(X, width=len(self.mean_), dtype=torch.float64) - self.mean_
+        centred: Tensor = as_rows(X, width=len(self.mean_), dtype=torch.float64).cpu() - self.mean_
         return centred @ self.basis_.T
 
     def _codes(self, z: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ def compression_report(
 
     Source: Shevchenko et al., 2022; Shannon, 1959.
     """
-    x = as_rows(acts, dtype=torch.float64)
+    x = as_rows(acts, dtype=torch.float64).cpu()
     if not 0 < held_out < 1 or not len(rates) or not all(np.isfinite(r) and r > 0 for r in rates):
         raise InputError("rates are positive, and held_out is between 0 and 1")
     order = torch.randperm(len(x), generator=_source(seed))

@@ -12,23 +12,33 @@ from torch import Tensor, nn
 
 from actinium.core.errors import ActiniumWarning, InputError, UnknownNameError, unknown
 from actinium.core.rows import as_examples
+from actinium.signal.uncertainty_predictors import BayesLinear, MCDropoutPredictor
 
 __all__ = ["METRICS", "UncertaintyMetrics", "entropy", "max_prob", "mutual_information", "variance"]
 
+# Layers whose output in training mode depends on the batch or on chance.
+LOOSE = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 # Normalisation by running statistics is affine, and pooling by the mean is linear.
 AFFINE = (
-    *(nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Unflatten, nn.Identity),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AdaptiveAvgPool1d),
+    *(nn.Linear, BayesLinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Unflatten, nn.Identity),
+    *(nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, *LOOSE),
 )
 PIECEWISE = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """log-softmax whose largest entry keeps its digits where it is near 0."""
+    top = logits.argmax(-1, keepdim=True)
+    below = logits - logits.gather(-1, top)
+    return below - torch.log1p(below.exp().scatter(-1, top, 0.0).sum(-1, keepdim=True))
 
 
 def _log_mean(log_p: Tensor) -> Tensor:
-    """Logarithm of the mean probabilities (n, C) of members (K, n, C)."""
-    return torch.logsumexp(log_p, 0) - math.log(len(log_p))
+    """Logarithm of the mean probabilities (n, C) of members (K, n, C); the largest keeps its digits near 0."""
+    mean = torch.logsumexp(log_p, 0) - math.log(len(log_p))
+    top = mean.argmax(-1, keepdim=True)
+    others = mean.exp().scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    return mean.scatter(-1, top, torch.log1p(-others))
 
 
 def max_prob(log_p: Tensor) -> Tensor:
@@ -37,8 +47,7 @@ def max_prob(log_p: Tensor) -> Tensor:
     Summed over the other classes, so that it does not end at the rounding of 1.
     """
     mean = _log_mean(log_p)
-    top = nn.functional.one_hot(mean.argmax(-1), mean.shape[-1]).bool()
-    return mean.exp().masked_fill(top, 0.0).sum(-1)
+    return mean.exp().scatter(-1, mean.argmax(-1, keepdim=True), 0.0).sum(-1)
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -113,7 +122,7 @@ class UncertaintyMetrics:
         logits = logits.double() if logits.ndim == 3 else logits.double()[None]
         if logits.shape[-1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], -1)
-        return torch.log_softmax(logits, -1)
+        return _log_softmax(logits)
 
     def score(self, name: str, x: Any) -> Tensor:
         """One of "max_prob", "entropy", "variance" and "mutual_information" of each input, (n,) float64.
@@ -168,7 +177,9 @@ def _check_modes(predict: Any) -> None:
     """Refuse a module whose output depends on the batch or on chance."""
     if not isinstance(predict, nn.Module):
         return
-    loose = [n for n, m in predict.named_modules() if m.training and isinstance(m, NORMS + DROPOUTS)]
+    # Its own predictor puts a network with dropout into evaluation mode.
+    kept = {m for p in predict.modules() if isinstance(p, MCDropoutPredictor) for m in p.module.modules()}
+    loose = [n for n, m in predict.named_modules() if m.training and isinstance(m, LOOSE) and m not in kept]
     if loose:
         raise InputError(
             f"{loose[0] or type(predict).__name__} is in training mode: scores would depend on the batch or on chance; "

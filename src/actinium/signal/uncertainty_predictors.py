@@ -191,12 +191,14 @@ class BayesByBackpropPredictor(nn.Module):
         """(K, n, C) of inputs (n, ...)."""
         random, before = torch.Generator().manual_seed(self.seed), [layer.noise for layer in self.layers]
         out = []
-        for _ in range(self.samples):
-            for layer in self.layers:
-                layer.redraw(random)
-            out.append(self.module(x))
-        for layer, noise in zip(self.layers, before, strict=True):
-            layer.noise = noise
+        try:
+            for _ in range(self.samples):
+                for layer in self.layers:
+                    layer.redraw(random)
+                out.append(self.module(x))
+        finally:
+            for layer, noise in zip(self.layers, before, strict=True):
+                layer.noise = noise
         return torch.stack(out)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actinium.functions.argument_bounds import at_least, at_most, logarithm, tensor_like
+from actinium.functions.argument_bounds import LEAST, at_least, at_most, logarithm, tensor_like
 from actinium.functions.dynamic_units import MetaACON
 from actinium.functions.gates import END, algebraic, apa, capped_exp
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
@@ -18,7 +18,6 @@ from actinium.functions.stable import cdf, finite, floor_at_lowest, hypot, neg, 
 __all__ = ["FAMILY", "ROWS"]
 
 FAMILY = "adaptive self-gated"
-TINY = 1e-6
 
 
 def _swish(x: Tensor, b: Tensor | float) -> Tensor:
@@ -46,12 +45,12 @@ def _pats(x: Tensor, low: float, high: float, training: bool = False) -> Tensor:
 def _aqulu(x: Tensor, a: Tensor | float, b: Tensor | float) -> Tensor:
     a = at_least(a)
     low, high = -b / a, (1 - b) / a
-    u = torch.where((x >= low) & (x <= high), x, 0.0)
-    return torch.where(x >= high, x, torch.where(x >= low, a * u.square() + b * u, 0.0))
+    u = torch.where((x < low) | (x > high), 0.0, x)
+    return torch.where(x >= high, x, torch.where(x < low, 0.0, a * u.square() + b * u))
 
 
 def _wave(x: Tensor, f: Callable[[Tensor], Tensor], a: Tensor | float, b: Tensor | float) -> Tensor:
-    return (floor_at_lowest(x) + a * f(b * finite(x))) * sig(x)
+    return (floor_at_lowest(x) + a * f(finite(b * x))) * sig(x)
 
 
 def _telu(x: Tensor, a: Tensor | float) -> Tensor:
@@ -85,7 +84,7 @@ def _eis(
     x: Tensor, a: Tensor | float, b: Tensor | float, g: Tensor | float, d: Tensor | float, t: Tensor | float
 ) -> Tensor:
     u = finite(x)
-    root = hypot(torch.sqrt(tensor_like(g, x)) * u, torch.sqrt(tensor_like(b, x)).expand_as(u))
+    root = hypot(finite(torch.sqrt(tensor_like(g, x)) * u), torch.sqrt(tensor_like(b, x)).expand_as(u))
     rise = softplus(x).clamp(min=torch.finfo(torch.float32).tiny) ** a
     return u / (root + d * capped_exp(-t * x)) * rise
 
@@ -136,7 +135,7 @@ ROWS = (
     row("AQuLU",
         r"x \text{ if } x \ge \frac{1 - b}{a} \text{ else } a x^2 + b x \text{ if } x \ge -\frac b a \text{ else } 0",
         _aqulu, "survey", P((-0.0125, INF), (0, INF), 0, False, 1.9, 0.1, dead=(-INF, -0.5)),
-        {"a": trainable(0.2, TINY), "b": trainable(0.1)}, confidence="b"),
+        {"a": trainable(0.2, LEAST), "b": trainable(0.1)}, confidence="b"),
     row("SinLU", r"(x + a \sin(b x)) \sigma(x)", lambda x, a, b: _wave(x, torch.sin, a, b), "Paul 2022",
         P((-0.497371, INF), (0, INF), INF, False, 2.007971, 1), {"a": trainable(1.0), "b": trainable(1.0)}),
     row("CosLU", r"(x + a \cos(b x)) \sigma(x)", lambda x, a, b: _wave(x, torch.cos, a, b), "Pishchik 2023",
@@ -151,11 +150,12 @@ ROWS = (
         {"g": trainable(1.25), "d": trainable(0.85)}, confidence="b"),
     row("Swim", r"\frac x 2 (1 + \frac{a x}{\sqrt{1 + x^2}})", lambda x, a: x * ((1 + a * algebraic(x)) / 2),
         "Abdool 2020", P((-INF, INF), (-INF, INF), INF, True, 0.772166, 0.5), {"a": trainable(0.5)}, confidence="b"),
-    row("pLogish", r"a x \ln(1 + \sigma(b x))", lambda x, a, b: a * (floor_at_lowest(x) * torch.log1p(sig(b * x))),
+    row("pLogish", r"a x \ln(1 + \sigma(b x))",
+        lambda x, a, b: a * (floor_at_lowest(x) * torch.log1p(sig((b * x).clamp(-END, END)))),
         "Zhu 2021", P((-0.0252769, INF), (0, INF), INF, False, 0.746311, math.log(1.5)),
         {"a": fixed(1.0), "b": fixed(10.0)}, confidence="b"),
     row("PGELU", r"x \Phi(x / a)", lambda x, a: floor_at_lowest(x) * cdf(x / at_least(a)), "survey",
-        P((-0.169971, INF), (0, INF), INF, False, 1.128904, 0.5), {"a": trainable(1.0, TINY)}, confidence="b"),
+        P((-0.169971, INF), (0, INF), INF, False, 1.128904, 0.5), {"a": trainable(1.0, LEAST)}, confidence="b"),
     row("SC-mish", r"\max(x \tanh(\ln(1 + e^{a x})), 0)", lambda x, a: pos(x) * torch.tanh(softplus(a * x)),
         "Mercioni 2020", P((0, INF), (0, INF), 0, True, 1.088498, math.nan, dead=(-INF, 0)), {"a": trainable(0.25)},
         confidence="b"),
@@ -183,14 +183,14 @@ ROWS = (
         {"l": trainable(0.5, 1e-4, drawn=(1e-4, 1.0)), "k": trainable(1.0, drawn=(0.8, 1.2))}),
     row("GoLU general", r"a x e^{-b e^{-g x}}", _golu, "Das 2025",
         P((-0.097260, INF), (0, INF), INF, False, 1.113397, 1 / math.e),
-        {"a": fixed(1.0, TINY), "b": fixed(1.0, TINY), "g": fixed(1.0, TINY)}, note="GoLU at its default"),
+        {"a": fixed(1.0, LEAST), "b": fixed(1.0, LEAST), "g": fixed(1.0, LEAST)}, note="GoLU at its default"),
     row("RMAF", r"a x (\frac{b}{0.25 (1 + e^{-x}) + 0.75})^c", _rmaf, "Yu 2020",
         P((-0.717825, INF), (0, INF), INF, False, 1.030831, 0.8),
-        {"a": trainable(1.0), "b": fixed(1.0, TINY), "c": fixed(1.0)}, confidence="c",
+        {"a": trainable(1.0), "b": fixed(1.0, LEAST), "c": fixed(1.0)}, confidence="c",
         note="the power is read as that of the whole quotient, of which only the factor a is trained"),
     row("EIS", r"\frac{x \ln(1 + e^x)^a}{\sqrt{b + g x^2} + d e^{-t x}}", _eis, "Biswas 2020",
         P((-0.232155, INF), (0, INF), INF, False, 1.011798, math.log(2)),
-        {"a": fixed(1.0, 0.0), "b": fixed(1.0, TINY), "g": fixed(1.0, TINY), "d": fixed(0.0, 0.0), "t": fixed(1.0)},
+        {"a": fixed(1.0, 0.0), "b": fixed(1.0, LEAST), "g": fixed(1.0, LEAST), "d": fixed(0.0, 0.0), "t": fixed(1.0)},
         aliases=("EIS-2",), confidence="b", note="EIS-2 at its default"),
     row("EIS-1", r"\frac{x \ln(1 + e^x)}{x + 1.16 e^{-x}}", _eis_1, "Biswas 2020",
         P((-0.173764, INF), (0, INF), INF, False, 1.064689, math.log(2) / 1.16), confidence="b",

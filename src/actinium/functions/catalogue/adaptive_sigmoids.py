@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from actinium.functions.argument_bounds import at_least, between, tensor_like
+from actinium.functions.argument_bounds import LEAST, at_least, between, tensor_like
 from actinium.functions.gates import aranda_ordaz, capped_exp
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import finite, floor_at_lowest, hypot, neg, sig, softplus
@@ -16,7 +16,6 @@ from actinium.functions.taaf import TAAF
 __all__ = ["FAMILY", "ROWS"]
 
 FAMILY = "adaptive sigmoid and tanh"
-TINY = 1e-6
 
 
 def _shape(x: Tensor, a: Tensor | float) -> Tensor:
@@ -87,12 +86,12 @@ ROWS = (
         lambda x, a, b: a * torch.tanh(b * x / 2), "Chen and Chang 1996", HALF_TANH,
         {"a": trainable(1.0), "b": trainable(1.0)}),
     row("Adaptive sigmoid", r"\frac 2 a (\frac{1}{1 + e^{-a x}} - \frac 1 2)", _shape, "survey", HALF_TANH,
-        {"a": trainable(1.0, TINY)}, confidence="c",
+        {"a": trainable(1.0, LEAST)}, confidence="c",
         note="read as centred and divided by the slope, which is then 1/2"),
     row("PSigmoid", r"a \sigma(b x)", lambda x, a, b: a * sig(b * x), "Ying 2021", LOGISTIC,
         {"a": trainable(1.0), "b": trainable(1.0)}, confidence="b"),
     row("Parametric sigmoid function", r"(1 + e^{-x})^{-m}", lambda x, m: torch.exp(-at_least(m) * softplus(-x)),
-        "Chandra 2004", LOGISTIC, {"m": trainable(1.0, TINY)}, aliases=("PSF",)),
+        "Chandra 2004", LOGISTIC, {"m": trainable(1.0, LEAST)}, aliases=("PSF",)),
     row("STAC-tanh", r"\tanh x \text{ if } |x| \le a \text{ else } \pm\tanh(a) + b (x \mp a)", _stac_tanh, "survey",
         P((-INF, INF), (-INF, INF), 0, True, 1, 1), {"a": trainable(1.0, 0.0), "b": trainable(0.1)}, confidence="b"),
     row("LAAF", r"\tanh(n a x)", lambda x, a, n: torch.tanh(n * a * x), "Jagtap 2020", TANH,
@@ -110,7 +109,7 @@ ROWS = (
     row("LAU", r"x \ln(1 + a \sigma(b x))", _log_gate, "survey",
         P((-0.252769, INF), (0, INF), INF, False, 0.746311, math.log(1.5)),
         {"a": trainable(1.0, -0.99), "b": trainable(1.0)}, aliases=("learnable action unit",), confidence="b"),
-    row("AGumb", r"1 - (1 + a e^x)^{-1 / a}", aranda_ordaz, "Farhadi 2019", LOGISTIC, {"a": trainable(1.0, TINY)},
+    row("AGumb", r"1 - (1 + a e^x)^{-1 / a}", aranda_ordaz, "Farhadi 2019", LOGISTIC, {"a": trainable(1.0, LEAST)},
         aliases=("adaptive Gumbel",), confidence="b"),
     row("TanhSoft", r"\tanh(a x + b e^{c x}) \ln(d + e^x)", _tanh_soft, "Biswas 2021", SOFT,
         {"a": trainable(0.0, -INF, 1.0), "b": trainable(0.6, 0.0), "c": trainable(1.0, 0.0), "d": fixed(0.0, 0.0)},
@@ -125,9 +124,9 @@ ROWS = (
     row("PSigramp", r"s \sigma(x) + (1 - s) \min(\max(b x + \frac 1 2, 0), 1), s = \sigma(a)", _sigramp, "survey",
         P((0, 1), (0, 1), 0, True, 0.625, 0.625), {"a": trainable(0.0), "b": trainable(1.0)}, confidence="b"),
     row("Multiquadratic", r"\sqrt{(x - a)^2 + b^2}", _multiquadratic, "survey",
-        P((1, INF), (INF, INF), INF, False, 1, 0), {"a": trainable(0.0), "b": trainable(1.0, TINY)}, aliases=("MAF",)),
+        P((1, INF), (INF, INF), INF, False, 1, 0), {"a": trainable(0.0), "b": trainable(1.0, LEAST)}, aliases=("MAF",)),
     row("Adaptive RBF", r"e^{-(x - a)^2 / (2 b^2)}", _radial, "survey",
-        P((0, 1), (0, 0), INF, False, math.exp(-0.5), 0), {"a": trainable(0.0), "b": trainable(1.0, TINY)},
+        P((0, 1), (0, 0), INF, False, math.exp(-0.5), 0), {"a": trainable(0.0), "b": trainable(1.0, LEAST)},
         aliases=("ARBF",)),
     row("GLN", r"s \sin x + (1 - s) \tanh x, s = \sigma(a)", _gln, "survey",
         P((-1, 1), (math.nan, math.nan), INF, False, 1, 1), {"a": trainable(0.0)}, confidence="c",

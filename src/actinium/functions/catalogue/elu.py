@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from actinium.functions.rectifiers import LEAST, at_least, damped, elu, inverse_root_left, leaky, softsign_left, split
+from actinium.functions.argument_bounds import LEAST, at_least
+from actinium.functions.rectifiers import damped, elu, inverse_root_left, leaky, softsign_left, split
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import finite, neg, pos, sig
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from actinium.functions.gates import silu
 from actinium.functions.registry import INF, Parameter, Properties, fixed, row, trainable
 from actinium.functions.stable import finite, floor_at_lowest, gamma, pos, power, sig, softplus
 
@@ -44,10 +45,6 @@ def _grunwald(x: Tensor, a: Tensor | float, h: Tensor | float, N: int, base: Cal
 def _growing(x: Tensor, a: Tensor | float, h: Tensor | float, N: int, base: Callable[[Tensor], Tensor]) -> Tensor:
     """The sum of a function that goes to infinity on the right."""
     return _grunwald(x, a, h, N, base) + (pos(x) - finite(pos(x)))
-
-
-def _silu(x: Tensor) -> Tensor:
-    return functional.silu(x)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -111,7 +108,7 @@ ROWS = (
         note=CAPUTO,
     ),
     row(
-        "FracSiLU", r"h^{-a}\sum_{n<N}(-1)^n\binom an(x-nh)\sigma(x-nh)", partial(_growing, base=_silu), "survey",
+        "FracSiLU", r"h^{-a}\sum_{n<N}(-1)^n\binom an(x-nh)\sigma(x-nh)", partial(_growing, base=silu), "survey",
         Properties((-0.255784, INF), (0, INF), INF, False, 0.969038, 0.603804), _orders(), confidence="c", note=CAPUTO,
     ),
     row(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
-from actinium.functions.stable import finite, floor_at_lowest, hypot, pos, power, sig
+from actinium.functions.stable import finite, hypot, pos, power, sig
 
 __all__ = ["FAMILY", "ROWS"]
 
@@ -61,7 +61,7 @@ def _mishra(x: Tensor) -> Tensor:
 
 def _spread_gaussian(x: Tensor, rate: Tensor | float) -> tuple[Tensor, Tensor]:
     """y and g with g^2 = e^(-rate x^2) and y = x g, which is 0 where g is."""
-    x = finite(x)
+    x = _within(x, 2)
     g = torch.exp(-(rate * x / 2) * x)
     return x * g, g
 
@@ -116,8 +116,8 @@ def _spocu(x: Tensor, a: Tensor | float, b: Tensor | float, g: Tensor | float, c
 def _puaf(x: Tensor, a: int, b: float, c: float) -> Tensor:
     inside = x.clamp(-c, c)
     up, down = power(c + inside, b), power(c - inside, b)
-    share = torch.where(x < -c, 0.0, up / torch.where(up + down == 0, 1.0, up + down))
-    return floor_at_lowest(x).pow(a) * torch.where(x > c, 1.0, share) if a else torch.where(x > c, 1.0, share)
+    share = torch.where(x > c, 1.0, up / torch.where(up + down == 0, 1.0, up + down))
+    return torch.where(x < -c, 0.0, x.clamp(min=-c).pow(a) * share)
 
 
 def _kdac(x: Tensor, a: Tensor | float, b: Tensor | float, c: float) -> Tensor:
@@ -166,8 +166,11 @@ def _cascade_map(x: Tensor, a: float, b: float, n: int) -> Tensor:
 
 
 def _cauchy(x: Tensor, l1: Tensor | float, l2: Tensor | float, d: Tensor | float) -> Tensor:
-    x = finite(x)
-    return (l1 * x + l2) / (x * x + d * d)
+    # Far out numerator and denominator are divided by x, so that neither overflows.
+    far = torch.where(x.abs() > 1, x, 1.0)
+    near = x.clamp(-1.0, 1.0)
+    outer = (l1 + l2 / far) / (far + d * d / far)
+    return torch.where(x.abs() > 1, outer, (l1 * near + l2) / (near * near + d * d))
 
 
 def _line(lipschitz: float, slope: float, smooth: float, low: float = -INF, high: float = INF) -> Properties:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from actinium.core.errors import InputError
-from actinium.functions.rectifiers import LEAST, leaky, log1p_of, relu_and_sine, size_of, softsign_left, split, tent
+from actinium.functions.argument_bounds import LEAST
+from actinium.functions.rectifiers import leaky, log1p_of, relu_and_sine, size_of, softsign_left, split, tent
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import finite, log1p_pos, neg, pos, power, softplus
 from actinium.functions.statistics_units import AdaptiveOffset, ErrorSlope, MarginReLU
@@ -306,13 +307,13 @@ ROWS = (
     row(
         "DLReLU", r"x \text{ if } x \ge 0 \text{ else } a q x,\ q = \mathrm{MSE}_{t-1}",
         lambda x, a, q: leaky(x, a * q), "Hu 2018", LEAKY, {"a": fixed(0.01), "q": fixed(1.0, 0)}, confidence="b",
-        module=lambda **given: ErrorSlope(decaying=False, **given), note="q is set after each epoch with observe(mse)",
+        module=lambda a=0.01, q=1.0: ErrorSlope(False, a, q), note="q is set after each epoch with observe(mse)",
     ),
     row(
         "exp-DLReLU", r"x \text{ if } x \ge 0 \text{ else } a e^{-q} x,\ q = \mathrm{MSE}_{t-1}",
         lambda x, a, q: leaky(x, a * math.e ** -q), "Hu 2018", LEAKY, {"a": fixed(0.01), "q": fixed(1.0, 0)},
         confidence="b",
-        module=lambda **given: ErrorSlope(decaying=True, **given), note="q is set after each epoch with observe(mse)",
+        module=lambda a=0.01, q=1.0: ErrorSlope(True, a, q), note="q is set after each epoch with observe(mse)",
     ),
     row(
         "Tent", r"\max(0, a - |x|)", tent, "Rozsa 2019",

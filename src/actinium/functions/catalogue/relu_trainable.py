@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from actinium.functions.argument_bounds import LEAST, at_least
 from actinium.functions.piecewise_linear_units import AdaptivePiecewiseLinear, PiecewiseLinearUnit
 from actinium.functions.rectifiers import (
-    LEAST,
-    at_least,
     damped,
     leaky,
     relu_and_sine,

@@ -114,7 +114,7 @@ ROWS = (
     row("Logish", r"x \ln(1 + \sigma(x))", lambda x: floor_at_lowest(x) * torch.log1p(sig(x)), "Zhu 2021",
         P((-0.252769, INF), (0, INF), INF, False, 0.746311, math.log(1.5))),
     row("Smish", r"a x \tanh(\ln(1 + \sigma(b x)))",
-        lambda x, a, b: a * (floor_at_lowest(x) * torch.tanh(torch.log1p(sig(b * x)))), "Wang 2022",
+        lambda x, a, b: a * (floor_at_lowest(x) * torch.tanh(torch.log1p(sig((b * x).clamp(-END, END))))), "Wang 2022",
         P((-0.249994, INF), (0, INF), INF, False, 0.636884, 5 / 13), {"a": fixed(1.0), "b": fixed(1.0)}),
     row("Gish", r"x \ln(2 - e^{-e^x})", lambda x: floor_at_lowest(x) * torch.log1p(-torch.expm1(-capped_exp(x))),
         "Kaytan 2023", P((-0.278159, INF), (0, INF), INF, False, 0.752705, math.log(2 - 1 / math.e)), confidence="b"),

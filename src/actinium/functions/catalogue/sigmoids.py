@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actinium.functions.argument_bounds import at_least, between, logarithm, tensor_like
+from actinium.functions.argument_bounds import LEAST, at_least, between, logarithm, tensor_like
 from actinium.functions.gates import algebraic, apa, aranda_ordaz, capped_exp
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import finite, floor_at_lowest, gumbel, hypot, neg, power, sig, softplus
@@ -16,7 +16,6 @@ from actinium.functions.stable import finite, floor_at_lowest, gumbel, hypot, ne
 __all__ = ["FAMILY", "ROWS"]
 
 FAMILY = "sigmoid and tanh"
-TINY = 1e-6
 
 
 def _abs(x: Tensor) -> Tensor:
@@ -88,8 +87,8 @@ def _rootsig(x: Tensor, a: Tensor | float) -> Tensor:
 
 
 def _isru(x: Tensor, a: Tensor | float) -> Tensor:
-    x = finite(x)
-    return x / hypot(torch.sqrt(tensor_like(a, x)) * x, torch.ones_like(x))
+    root = torch.sqrt(tensor_like(a, x))
+    return algebraic(root * x) / root
 
 
 def _sqnl(x: Tensor) -> Tensor:
@@ -151,20 +150,20 @@ ROWS = (
     row("SigLin", r"\sigma(x) + a x", lambda x, a: sig(x) + a * x, "Roodschild 2020",
         P(ALL, ALL, INF, True, 0.35, 0.35), {"a": fixed(0.1)}, confidence="b"),
     row("Penalised tanh", r"\tanh x \text{ if } x \ge 0 \text{ else } \tanh(x) / a", _penalised_tanh, "Xu 2016",
-        P((-0.25, 1), (-0.25, 1), 0, True, 1, math.nan), {"a": fixed(4.0, TINY)}),
+        P((-0.25, 1), (-0.25, 1), 0, True, 1, math.nan), {"a": fixed(4.0, LEAST)}),
     row("Soft-root-sign", r"\frac{x}{x / a + e^{-x / b}}", _soft_root_sign, "Zhou 2020",
-        P((-2.462853, 2), (0, 2), INF, False, 1.167979, 1), {"a": trainable(2.0, TINY), "b": trainable(3.0, TINY)},
+        P((-2.462853, 2), (0, 2), INF, False, 1.167979, 1), {"a": trainable(2.0, LEAST), "b": trainable(3.0, LEAST)},
         aliases=("SRS",), note="has no pole while b < e a"),
     row("Soft clipping", r"\frac 1 a \ln \frac{1 + e^{a x}}{1 + e^{a (x - 1)}}", _soft_clipping, "Klimek 2018",
-        P((0, 1), (0, 1), INF, True, 1, 0.5), {"a": fixed(50.0, TINY)}, aliases=("SC",)),
+        P((0, 1), (0, 1), INF, True, 1, 0.5), {"a": fixed(50.0, LEAST)}, aliases=("SC",)),
     row("Hexpo", r"-a (e^{-x / b} - 1) \text{ if } x \ge 0 \text{ else } c (e^{x / d} - 1)", _hexpo, "Kong 2017",
         P((-1, 1), (-1, 1), 1, True, 1, 1),
-        {"a": fixed(1.0), "b": fixed(1.0, TINY), "c": fixed(1.0), "d": fixed(1.0, TINY)}),
+        {"a": fixed(1.0), "b": fixed(1.0, LEAST), "c": fixed(1.0), "d": fixed(1.0, LEAST)}),
     row("Softsign", r"\frac{x}{1 + |x|}", lambda x: _squashed(x), "Bergstra 2009", P((-1, 1), (-1, 1), 1, True, 1, 1)),
     row("Elliott", r"\frac{x}{2 (1 + |x|)} + \frac 1 2", lambda x: _squashed(x) / 2 + 0.5, "Elliott 1993",
         P((0, 1), (0, 1), 1, True, 0.5, 0.5)),
     row("Smooth step", r"-\frac{2 x^3}{a^3} + \frac{3 x}{2 a} + \frac 1 2 \text{ for } |x| \le a / 2", _smooth_step,
-        "Hazimeh 2020", P((0, 1), (0, 1), 1, True, 1.5, 1.5, dead=(-INF, -0.5)), {"a": fixed(1.0, TINY)}),
+        "Hazimeh 2020", P((0, 1), (0, 1), 1, True, 1.5, 1.5, dead=(-INF, -0.5)), {"a": fixed(1.0, LEAST)}),
     row("Sinc-sigmoid", r"\operatorname{sinc}(\sigma(x)), \operatorname{sinc}(t) = \frac{\sin \pi t}{\pi t}",
         lambda x: torch.sinc(sig(x.clamp(min=-30.0))), "survey", P((0, 1), (1, 0), INF, True, 0.328192, -1 / math.pi),
         confidence="b"),
@@ -203,13 +202,13 @@ ROWS = (
     row("Rootsig", r"\frac{a x}{1 + \sqrt{1 + a^2 x^2}}", _rootsig, "survey", P((-1, 1), (-1, 1), INF, True, 0.5, 0.5),
         {"a": fixed(1.0)}, confidence="b"),
     row("Scaled softsign", r"\frac{a x}{b + |x|}", lambda x, a, b: a * _squashed(x, at_least(b)), "Pishchik 2023",
-        P((-1, 1), (-1, 1), 1, True, 1, 1), {"a": trainable(1.0), "b": trainable(1.0, TINY)}),
+        P((-1, 1), (-1, 1), 1, True, 1, 1), {"a": trainable(1.0), "b": trainable(1.0, LEAST)}),
     row("SoftTanh", r"\frac{a x}{\sqrt{1 + a^2 x^2}}", lambda x, a: algebraic(a * x), "survey",
         P((-1, 1), (-1, 1), INF, True, 2, 2), {"a": fixed(2.0)}, confidence="b"),
     row("Sigmoid-tanh combination", r"\sigma(x) \text{ if } x \ge 0 \text{ else } \tanh x",
         lambda x: torch.where(x >= 0, sig(x), torch.tanh(x)), "survey", P((-1, 1), (-1, 1), -1, True, INF, math.nan),
         confidence="b", note="jumps from 0 to 1/2 at 0"),
-    row("ISRU", r"\frac{x}{\sqrt{1 + a x^2}}", _isru, "Carlile 2017", TANH, {"a": fixed(1.0, TINY)}),
+    row("ISRU", r"\frac{x}{\sqrt{1 + a x^2}}", _isru, "Carlile 2017", TANH, {"a": fixed(1.0, LEAST)}),
     row("SQNL", r"x \mp \frac{x^2}{4} \text{ for } |x| \le 2, \text{ else } \pm 1", _sqnl, "Wuraola 2018",
         P((-1, 1), (-1, 1), 1, True, 1, 1, dead=(-INF, -2))),
     row("Log-SQNL", r"\frac 1 2 + \frac x 2 \mp \frac{x^2}{8} \text{ for } |x| \le 2", lambda x: (_sqnl(x) + 1) / 2,
@@ -218,7 +217,7 @@ ROWS = (
         "Courbariaux 2015", P((0, 1), (0, 1), 0, True, 0.5, 0.5, dead=(-INF, -1))),
     row("Hard sigmoid v2", r"\min(\max(0.2 x + 0.5, 0), 1)", lambda x: (0.2 * x + 0.5).clamp(0.0, 1.0), "Keras, Theano",
         P((0, 1), (0, 1), 0, True, 0.2, 0.2, dead=(-INF, -2.5))),
-    row("Hard sigmoid v3", r"\min(\max(\frac{x + 3}{6}, 0), 1)", lambda x: functional.hardsigmoid(x), "torch",
+    row("Hard sigmoid v3", r"\min(\max(\frac{x + 3}{6}, 0), 1)", lambda x: ((x + 3) / 6).clamp(0.0, 1.0), "torch",
         P((0, 1), (0, 1), 0, True, 1 / 6, 1 / 6, dead=(-INF, -3)), aliases=("Hard sigmoid",)),
     row("Hard tanh", r"\min(\max(x, a), b)", lambda x, a, b: between(x, a, b), "Collobert 2004", HARD_TANH,
         {"a": fixed(-1.0), "b": fixed(1.0)}, note="a is less than b"),
@@ -231,14 +230,14 @@ ROWS = (
         {"k": fixed(0.98, 0.0), "a": fixed(0.5, 0.0, 1.0)}, aliases=("SBAF",),
         note="defined on 0..1, where its slope grows without bound towards the ends; 1 outside"),
     row("Aranda-Ordaz", r"1 - (1 + a e^x)^{-1 / a}", aranda_ordaz, "Gomes 2011",
-        P((0, 1), (0, 1), INF, True, 0.19245, 0.19245), {"a": fixed(2.0, TINY)}),
+        P((0, 1), (0, 1), INF, True, 0.19245, 0.19245), {"a": fixed(2.0, LEAST)}),
     row("LogSigmoid", r"\ln \sigma(x)", lambda x: functional.logsigmoid(x), "torch",
         P((-INF, 0), (-INF, 0), INF, True, 1, 0.5)),
     row("Dynamic tanh", r"g \tanh(a x) + b", lambda x, a, g, b: g * torch.tanh(a * x) + b, "Zhu 2025",
         P((-1, 1), (-1, 1), INF, True, 0.5, 0.5), {"a": trainable(0.5), "g": trainable(1.0), "b": trainable(0.0)},
         aliases=("DyT",)),
     row("Generalised logistic", r"L + \frac{U - L}{(1 + Q e^{-B x})^{1 / v}}", _richards, "Richards 1959", LOGISTIC,
-        {"L": fixed(0.0), "U": fixed(1.0), "Q": fixed(1.0, TINY), "B": fixed(1.0), "v": fixed(1.0, TINY)},
+        {"L": fixed(0.0), "U": fixed(1.0), "Q": fixed(1.0, LEAST), "B": fixed(1.0), "v": fixed(1.0, LEAST)},
         aliases=("Richards",)),
     row("APA", r"(l e^{-k x} + 1)^{-1 / l}", apa, "Alexandridis 2024", P((0, 1), (0, 1), INF, True, 4 / 27, 4 / 27),
         {"l": trainable(0.5, 1e-4, drawn=(1e-4, 1.0)), "k": trainable(0.5, drawn=(0.0, 1.0))}),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from actinium.functions.argument_bounds import at_least
+from actinium.functions.argument_bounds import LEAST, at_least
 from actinium.functions.dimensions import place_of
 from actinium.functions.registry import Parameter, fixed, row, trainable
 from actinium.functions.simplex_maps import entmax, sparsemax
@@ -17,7 +17,6 @@ from actinium.functions.stable import pos
 __all__ = ["FAMILY", "ROWS"]
 
 FAMILY = "softmax"
-TINY = 1e-6
 
 
 def _largest(z: Tensor, dim: int, least: float) -> Tensor:
@@ -96,7 +95,7 @@ def _lehmer_softmax(
 ) -> Tensor:
     place, z = place_of(dim, z), _tame(z)
     away = z - _lehmer(z, a, b, place)
-    return torch.softmax(away / (_lehmer(away.abs(), c, d, place) + TINY), place)
+    return torch.softmax(away / (_lehmer(away.abs(), c, d, place) + LEAST), place)
 
 
 def _power_softmax(
@@ -104,7 +103,7 @@ def _power_softmax(
 ) -> Tensor:
     place, z = place_of(dim, z), _tame(z)
     away = z - _power_mean(z, a, b, place)
-    return torch.softmax(away / (_power_mean(away.abs(), c, d, place) + TINY), place)
+    return torch.softmax(away / (_power_mean(away.abs(), c, d, place) + LEAST), place)
 
 
 def _hardmax(z: Tensor, dim: int) -> Tensor:
@@ -125,7 +124,7 @@ def _with_dim(**parameters: Parameter) -> dict[str, Parameter]:
     return parameters | DIM
 
 
-MEANS = {"a": trainable(1.0, TINY), "b": trainable(1.0, TINY), "c": trainable(1.0, TINY), "d": trainable(1.0, TINY)}
+MEANS = {"a": trainable(1.0, LEAST), "b": trainable(1.0, LEAST), "c": trainable(1.0, LEAST), "d": trainable(1.0, LEAST)}
 MEANS_NOTE = (
     "a and c are read as logarithms of the bases, and s as the mean of |z - m|: as printed, s is 0 where both means "
     "are alike"
@@ -133,7 +132,7 @@ MEANS_NOTE = (
 
 ROWS = (
     row("Softmax", r"\frac{e^{z_j / T}}{\sum_k e^{z_k / T}}", _softmax, "Bridle 1990", None,
-        _with_dim(T=fixed(1.0, TINY)), arity="vector"),
+        _with_dim(T=fixed(1.0, LEAST)), arity="vector"),
     row("LogSoftmax", r"z_j - \ln \sum_k e^{z_k}", lambda z, dim: torch.log_softmax(z, place_of(dim, z)), "torch", None,
         DIM, arity="vector"),
     row("Softmin", r"\frac{e^{-z_j}}{\sum_k e^{-z_k}}", lambda z, dim: torch.softmax(-z, place_of(dim, z)), "torch",
@@ -150,7 +149,7 @@ ROWS = (
         _with_dim(alpha=fixed(1.5, 1.0, 20.0)), arity="vector", aliases=("entmax",),
         note="softmax at 1, sparsemax at 2; first derivatives only"),
     row("Gumbel-softmax", r"\frac{e^{(z_j + g_j) / T}}{\sum_k e^{(z_k + g_k) / T}}, g \sim \operatorname{Gumbel}(0, 1)",
-        _gumbel_softmax, "Jang 2016", None, _with_dim(T=fixed(1.0, TINY), hard=fixed(0, 0, 1, whole=True)),
+        _gumbel_softmax, "Jang 2016", None, _with_dim(T=fixed(1.0, LEAST), hard=fixed(0, 0, 1, whole=True)),
         arity="vector", kind="stochastic", note="hard=1 gives one-hot vectors with the gradient of the soft ones"),
     row("Sigsoftmax", r"\frac{e^{z_j} \sigma(z_j)}{\sum_k e^{z_k} \sigma(z_k)}", _sigsoftmax, "Kanai 2018", None, DIM,
         arity="vector"),

@@ -93,7 +93,9 @@ def _softplus(x: Tensor, b: Tensor | float) -> Tensor:
 
 
 def _uaf(x: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, E: Tensor) -> Tensor:
-    return softplus(finite(x) * (A + C * finite(x)) + A * B) - softplus(D * (x - B)) + E
+    second = D * (x - B)
+    second = torch.where(x.isinf(), second, finite(second))  # the first may be infinite
+    return softplus(finite(x) * (A + C * finite(x)) + A * B) - softplus(second) + E
 
 
 E6 = {"e": fixed(1e-6, 1e-12)}
@@ -153,7 +155,7 @@ ROWS = (
     ),
     row(
         "LReLUPlus", r"\tfrac12\left((1+a)x + m((1-a)x)\right),\ m(t)=\sqrt{t^2+e}",
-        lambda x, a, e: a * x + _squareplus((1 - a) * x, e), "Pan 2023",
+        lambda x, a, e: a * x + _squareplus(finite((1 - a) * x), e), "Pan 2023",
         _pan(1, 0.505, -INF, INF, (-INF, INF), True), _with(a=fixed(0.01)), confidence="b",
     ),
     row(

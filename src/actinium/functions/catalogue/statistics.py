@@ -8,8 +8,9 @@ from torch import Tensor
 
 from actinium.functions.divisive_normalisation import GDN
 from actinium.functions.entropy_constraint import ERASoftmax
-from actinium.functions.quantised_noise import interpolated
+from actinium.functions.gates import gelu
 from actinium.functions.registry import INF, Properties, fixed, row
+from actinium.functions.stable import pos
 from actinium.functions.variance_unit import VeLU
 
 __all__ = ["FAMILY", "ROWS"]
@@ -17,8 +18,9 @@ __all__ = ["FAMILY", "ROWS"]
 FAMILY = "statistics and bounds"
 
 
-def _between(x: Tensor, i: float) -> Tensor:
-    return interpolated(x, float(i))
+def _between(x: Tensor, i: Tensor | float) -> Tensor:
+    # GELU minus ReLU is GELU of -|x|, which is 0 far out on both sides.
+    return pos(x) + i * gelu(-x.abs())
 
 
 # The least value is half of GELU's, and the largest slope the mean of 1 and GELU's largest.

@@ -20,7 +20,7 @@ class _SignSTE(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+        return torch.where(x.isnan(), x, torch.where(x >= 0, 1.0, -1.0))
 
     @staticmethod
     def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -37,8 +37,8 @@ class _SignSTE(torch.autograd.Function):
 
 
 def _sign(x: Tensor) -> Tensor:
-    # torch.sign is 0 at 0; its gradient is zeros, so that a network with steps can be differentiated.
-    return torch.sign(torch.sign(x) + 0.5)
+    # torch.sign is 0 at 0 and at NaN; its gradient is zeros, so that a network with steps can be differentiated.
+    return torch.where(x.isnan(), x, torch.sign(torch.sign(x) + 0.5))
 
 
 def _heaviside(x: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ ROWS = (
     row("RSign", r"\operatorname{sign}(x - a)", lambda x, a: _SignSTE.apply(x - a), "Liu 2020", STEP_WITH_SLOPE,
         {"a": trainable(0.0)}, confidence="b", aliases=("ReAct sign",), note=STRAIGHT),
     row("STE binariser", r"\operatorname{sign}(x)", _SignSTE.apply, "Courbariaux 2016", STEP_WITH_SLOPE, note=STRAIGHT),
-    row("Threshold", r"x \text{ if } x > t \text{ else } v", lambda x, t, v: torch.where(x > t, x, v), "torch",
+    row("Threshold", r"x \text{ if } x > t \text{ else } v", lambda x, t, v: torch.where(x <= t, v, x), "torch",
         Properties((0, INF), (0, INF), 0, True, 1, math.nan, dead=(-INF, 0)), {"t": fixed(0.0), "v": fixed(0.0)}),
-    row("Dead zone", r"x \text{ if } x > a \text{ else } 0", lambda x, a: torch.where(x > a, x, 0.0), "Konda 2014",
+    row("Dead zone", r"x \text{ if } x > a \text{ else } 0", lambda x, a: torch.where(x <= a, 0.0, x), "Konda 2014",
         Properties((0, INF), (0, INF), -1, True, INF, 0, dead=(-INF, 1)), {"a": fixed(1.0)}, aliases=("TRec",)),
 )  # fmt: skip

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from actinium.functions.matrix_activations import (
     BandedMatrixActivation,
@@ -21,12 +21,22 @@ FAMILY = "rational, polynomial and matrix units"
 LEARNT = {"kind": "trainable"}
 
 
-def _banded(made: type[DiagonalMatrixActivation | TridiagonalMatrixActivation], of: dict[str, Any]) -> nn.Module:
-    """A matrix activation from the keywords of `get`: one set of factors, or one for each of num_parameters units."""
-    settings = dict(of)
-    units, dim = settings.pop("num_parameters", None), settings.pop("channel_dim", 1)
-    found: BandedMatrixActivation = made(units, share="layer" if units is None else "neuron", dim=dim, **settings)
-    return found
+def _banded(made: type[DiagonalMatrixActivation | TridiagonalMatrixActivation]) -> Callable[..., nn.Module]:
+    """A factory with the keywords of `get`: one set of factors, or one for each of num_parameters units."""
+
+    def make(
+        breakpoints: Tensor | int = 20,
+        lo: float = -1.0,
+        hi: float = 1.0,
+        init: str = "relu",
+        num_parameters: int | None = None,
+        channel_dim: int = 1,
+    ) -> nn.Module:
+        share = "layer" if num_parameters is None else "neuron"
+        found: BandedMatrixActivation = made(num_parameters, breakpoints, lo, hi, share, channel_dim, init)
+        return found
+
+    return make
 
 
 ROWS = (
@@ -46,12 +56,12 @@ ROWS = (
     ),
     row(
         "Diagonal TMAF", r"t_j y\text{ for }y\in(s_{j-1},s_j]", None, "Liu 2021",
-        module=lambda **of: _banded(DiagonalMatrixActivation, of), **LEARNT, aliases=("TMAF",),
+        module=_banded(DiagonalMatrixActivation), **LEARNT, aliases=("TMAF",),
         note="Options: breakpoints, lo, hi, init. Starts as ReLU; jumps at break points other than 0 once trained.",
     ),
     row(
         "Tri-diagonal TMAF", r"t_i(y_i)y_i+u_i(y_{i+1})y_{i+1}+v_i(y_{i-1})y_{i-1}", None, "Liu 2021",
-        module=lambda **of: _banded(TridiagonalMatrixActivation, of), **LEARNT, arity="channels",
+        module=_banded(TridiagonalMatrixActivation), **LEARNT, arity="channels",
         note="Options: breakpoints, lo, hi, init. Starts as ReLU. Neighbours are those in channel_dim.",
     ),
 )  # fmt: skip
