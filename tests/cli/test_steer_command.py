@@ -48,6 +48,22 @@ def test_applying_shows_the_plain_and_the_steered_text(vector):
     assert plain == ["plain", "Sure"] and steered == ["2", "Sorry"]
 
 
+@pytest.mark.parametrize("suffix", ["gguf", "svec", "pt"])
+def test_files_of_other_libraries_are_written_and_read(vector, tmp_path, suffix):
+    path = tmp_path / f"refusal.{suffix}"
+    done = run("make", "world:lm", "--contrast", "refusal", "--n", "24", "--at", SITE, "--out", path)
+    assert done.exit_code == 0, done.output
+    want, (direction,) = (
+        ac.steering.SteeringVector.load(vector)[SITE],
+        ac.steering.load_vector(path).directions.values(),
+    )
+    assert torch.allclose(direction, want, atol=1e-6)
+    prompt = ac.world.contrasts.requests("heldout").answered[0]
+    done = run("apply", "world:lm", path, prompt, "--strength", "2", "--max-new-tokens", "1")
+    assert done.exit_code == 0, done.output
+    assert done.output.split()[-2:] == ["2", "Sorry"]
+
+
 def test_the_sweep_finds_the_strength_that_works(vector, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(ac.world.contrasts.requests("heldout").answered[:8]))

@@ -117,6 +117,21 @@ def test_in_generation_every_step_steers_what_is_last_with_and_without_a_cache(g
     assert torch.allclose(rec[SITE][0, last + 1], x[last + 1], atol=1e-4)
 
 
+def test_beams_of_a_prompt_have_its_latent(gpt2):
+    sae, prompts = made(), torch.cat([IDS, IDS + 9])
+    options = {"max_new_tokens": 3, "num_beams": 2, "do_sample": False, "eos_token_id": None}
+    with steer_with_latent(gpt2, SITE, sae, [3, 8], 4.0):
+        both = gpt2.generate(prompts, **options)
+    for row, latent in enumerate((3, 8)):
+        with steer_with_latent(gpt2, SITE, sae, latent, 4.0):
+            assert torch.equal(gpt2.generate(prompts[row : row + 1], **options)[0], both[row])
+
+
+def test_a_factor_that_makes_nan_is_stopped(gpt2):
+    with steer_with_latent(gpt2, SITE, made(), 3, 1e38), pytest.raises(InputError, match="lower the strength"):
+        gpt2.logits(IDS)
+
+
 def test_lens_tokens_are_the_norm_and_unembedding_of_decoder_rows(gpt2):
     sae = made()
     with torch.no_grad():
@@ -266,7 +281,10 @@ def test_what_cannot_be_scored_is_refused(gpt2, lm):
         pass
     with pytest.raises(UnknownNameError, match="prefill"), steer_with_latent(gpt2, SITE, sae, 0, mode="prefil"):
         pass
-    with pytest.raises(InputError, match="2 latents do not fit"), steer_with_latent(gpt2, SITE, sae, [0, 1]):
+    with (
+        pytest.raises(InputError, match="2 values do not fit a batch of 3"),
+        steer_with_latent(gpt2, SITE, sae, [0, 1]),
+    ):
         gpt2.logits(IDS.expand(3, -1))
     with pytest.raises(InputError, match="different latents"):
         input_score(output_score(gpt2, SITE, sae, [0], IDS, k=3), top_contexts(gpt2, SITE, sae, IDS, [1], k=2))

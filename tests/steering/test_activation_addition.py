@@ -270,6 +270,12 @@ def test_senseless_additions_are_refused(lm, addition):
         pass
 
 
+def test_a_strength_that_makes_nan_is_stopped():
+    model = shared("gpt2")
+    with random_addition(model, 3, strength=1e38).apply(model), pytest.raises(InputError, match="lower the strength"):
+        model.logits(token_ids(1, 5))
+
+
 def test_another_models_addition_is_refused_unless_asked_for(addition):
     model = shared("llama")
     made = random_addition(model, 2)

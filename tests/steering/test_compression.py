@@ -42,6 +42,17 @@ def test_the_vector_is_the_mean_difference_at_the_token_read(lm, asked):
     assert -1 <= mean.stability_ <= 1
 
 
+def test_the_sites_of_the_authors_program_are_one_block_apart(lm, asked, tmp_path):
+    rows = columns(asked[:4])
+    one = ActivationSteeredCompression(SITE, read_at="blocks.2.resid_pre").fit(lm, *rows)
+    below = ActivationSteeredCompression("blocks.2.resid_pre").fit(lm, *rows)
+    assert one.vector_.sites == [SITE] and torch.equal(one.direction, below.direction)
+    back = ActivationSteeredCompression.load(one.save(tmp_path / "asc.safetensors"))
+    assert back.get_params() == one.get_params() and back.read_at == "blocks.2.resid_pre"
+    with pytest.raises(InputError, match="wide"):
+        ActivationSteeredCompression(SITE, read_at="blocks.2.mlp.post").fit(lm, *rows)
+
+
 def test_halves_hold_pairs_of_both_kinds(lm, asked):
     # Facts and sums alternate: even and odd numbers would compare the two kinds.
     mixed = ActivationSteeredCompression(SITE).fit(lm, *columns(asked))
@@ -108,6 +119,18 @@ def test_the_sweep_measures_length_and_accuracy_of_what_is_generated(lm, asked, 
     inside = length_sweep(lm, fitted.vector_, prompts[:1], [0.5], judge, max_new_tokens=2, contexts=begun)
     want = ac.steering.measured_kl(lm, SITE, fitted.direction, begun, 0.5)
     assert float(inside.table()["kl"][1]) == pytest.approx(want)
+
+
+def test_replies_end_at_every_token_that_ends_the_models_generation(fitted):
+    model = ac.load("world:lm")
+    prompts = [r.prompt for r in reasoning.pairs(3, split="heldout")]
+    ids = model.generate(model.to_tokens(prompts[0]).ids, max_new_tokens=40, do_sample=False)[0].tolist()
+    new = ids[len(model.to_tokens(prompts[0]).ids[0]) :]
+    other = new[4]
+    model.module.generation_config.eos_token_id = [model.tokenizer.eos_token_id, other]
+    found = length_sweep(model, fitted.vector_, prompts[:1], [0.5], lambda i, text: True, max_new_tokens=40)
+    assert float(found["tokens"].sel(strength=0.0)) == new.index(other)
+    assert float(found["truncated"].sel(strength=0.0)) == 0
 
 
 def test_the_coefficient_keeps_to_its_budget(lm, asked, fitted):

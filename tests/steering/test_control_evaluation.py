@@ -39,8 +39,18 @@ def test_measures_are_those_of_the_steered_logits(lm, vector):
             "incorrect": (q.exp()[:, ids].sum(1) - q.exp().gather(1, right[:, None])[:, 0]).mean(),
         }
         for name, value in want.items():
-            assert float(found[name][i]) == pytest.approx(float(value), rel=1e-3, abs=1e-6), name
+            assert float(found[name][i]) == pytest.approx(float(value.detach()), rel=1e-3, abs=1e-6), name
     assert float(found["kl"][1]) < 1e-7
+
+
+def test_batches_give_the_same_numbers(lm, vector):
+    for mode in ("vocabulary", "answers"):
+        whole, parts = (
+            ac.steering.evaluate_control(lm, vector, PROMPTS, RIGHT, ANSWERS, [1.0], mode=mode, batch_size=size).data
+            for size in (64, 2)
+        )
+        for name in whole.data_vars:
+            assert np.allclose(whole[name], parts[name], atol=1e-5), name
 
 
 def test_restricted_masses_add_up_to_one(lm, vector):
@@ -67,6 +77,8 @@ def test_entropy_of_the_uniform_distribution_is_the_logarithm_of_its_size():
         ({"answers": [" Sure", " Sure of it"]}, "begin with one token"),
         ({"answers": [ANSWERS]}, "lists of answers"),
         ({"mode": "all"}, "mode must be"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"strengths": [3e38]}, "lower the strength"),
     ],
 )
 def test_bad_questions_are_refused(lm, vector, change, message):

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import transformers as hf
 
 import actinium as ac
 from actinium.core.errors import InputError
@@ -17,7 +18,7 @@ from actinium.steering.dynamic_composition import (
     StartSchedule,
     composition_strength,
 )
-from actinium.steering.property_deltas import PropertyDeltas, fit_property
+from actinium.steering.property_deltas import PropertyDeltas, end_tokens, fit_property
 
 PLUS = ["<user> Tell me about zorbing.<assistant>", "<user> Tell me about fishing.<assistant>"]
 MINUS = ["<user> What is the job of Ann?<assistant>", "<user> What is the pet of Ann?<assistant>"]
@@ -117,6 +118,34 @@ def test_replaying_the_strengths_gives_the_same_text(lm, deltas):
             assert lm.generate(ASKED, max_new_tokens=5, do_sample=False, use_cache=use_cache) == found.texts
 
 
+def test_a_model_without_a_key_value_cache_keeps_the_strengths_of_earlier_tokens(lm):
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(lm.tokenizer), "hidden_size": 32, "num_hidden_layers": 3, "state_size": 4}
+    model = ac.load(hf.MambaForCausalLM(hf.MambaConfig(**sizes, eos_token_id=None)).eval(), tokenizer=lm.tokenizer)
+    site, random = "blocks.1.resid_post", torch.Generator().manual_seed(1)
+    steps = PropertyDeltas({site: 3 * torch.randn(4, 32, generator=random)}, torch.ones(2, 4))
+    found = DynamicActivationComposition({"a": steps}, DynamicKLSchedule(0.9)).generate(model, ASKED, 6)
+    table = torch.nan_to_num(found.strengths["a"])
+    assert float(table.std()) > 0
+    static = DynamicActivationComposition(
+        {"a": steps}, lambda s: table.gather(1, s.clamp(0, table.shape[1] - 1).expand(len(table), -1))
+    )
+    with model.edit(static.edits()):
+        assert model.generate(ASKED, max_new_tokens=6, do_sample=False) == found.texts
+
+
+def test_a_trial_that_makes_nan_is_stopped(lm, deltas):
+    with pytest.raises(InputError, match="lower the strengths"):
+        DynamicActivationComposition({"a": small(deltas, 1e30)}, DynamicKLSchedule(strong=1e30)).generate(lm, ASKED, 2)
+
+
+def test_every_token_that_ends_the_models_generation_ends_an_answer():
+    model = ac.load("world:lm")
+    point = int(model.to_tokens("The film was good.").ids[0, -1])
+    model.module.generation_config.eos_token_id = [model.tokenizer.eos_token_id, point]
+    assert end_tokens(model, ()) == {model.tokenizer.eos_token_id, point}
+
+
 def test_a_stop_word_ends_the_answer(lm, deltas):
     one = DynamicActivationComposition({"a": small(deltas, 0.0)})
     whole = one.generate(lm, ASKED[0], 6)
@@ -182,7 +211,14 @@ def test_what_does_not_fit_is_refused(lm, deltas):
         DynamicActivationComposition({"a": deltas}).edits()
     with pytest.raises(InputError, match="schedules are given"):
         DynamicActivationComposition({"a": deltas}, {"b": ConstantSchedule()})
-    for bad in ({"top_p": 0.0}, {"top_p": 1.1}, {"direction": "both"}, {"reduction": "mean"}, {"most": -1.0}):
+    for bad in (
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"direction": "both"},
+        {"reduction": "mean"},
+        {"most": -1.0},
+        {"strong": math.nan},
+    ):
         with pytest.raises(InputError):
             DynamicKLSchedule(**bad)
     with pytest.raises(InputError, match="exceeds the context"):

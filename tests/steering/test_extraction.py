@@ -64,6 +64,23 @@ def test_centring_ordered_differences_removes_the_signal():
     assert cosine(direction_of(up, down, "repe"), mu) > 0.97
 
 
+def test_components_say_how_much_they_explain():
+    from sklearn.decomposition import PCA
+
+    site, (up, down, _) = "blocks.1.resid_post", spread(n=30)
+    rows = {
+        "pca_pairwise": np.concatenate([up - down, down - up]) / 2,
+        "pca_centred": np.concatenate([up, down]),
+        "pca_difference": up - down,
+    }
+    for method, given in rows.items():
+        found = ac.steering.extract(None, {site: up}, {site: down}, method=method)
+        want = PCA(1, svd_solver="full").fit(given).explained_variance_ratio_[0]
+        assert found.made["explained_variances"][site] == pytest.approx(want, rel=1e-6)
+        assert found.normalize(found.made["explained_variances"]).norms[site] == pytest.approx(want, rel=1e-5)
+    assert "explained_variances" not in ac.steering.extract(None, {site: up}, {site: down}).made
+
+
 def test_lda_whitens_the_difference():
     random = np.random.default_rng(0)
     scale = np.array([3.0, 1.0, 0.5])

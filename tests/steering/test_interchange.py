@@ -63,14 +63,14 @@ def test_gguf_bytes(tmp_path):
 
 
 def test_svec_text(tmp_path):
-    vector = SteeringVector(sited("resid_pre").directions, made={"explained_variances": {"1": 0.5}})
+    vector = SteeringVector(sited("resid_pre").directions, made={"explained_variances": {"blocks.1.resid_pre": 0.5}})
     path = save_vector(vector, tmp_path / "v.svec", model_type="llama")
     assert path.read_text() == (
         '{"model_type": "llama", "directions": {"1": [1.0, -2.0, 0.5], "2": [0.0, 3.0, 0.25]},'
         ' "explained_variances": {"1": 0.5}}'
     )
     same(load_vector(path), vector)
-    assert load_vector(path).made["explained_variances"] == {"1": 0.5}
+    assert load_vector(path).made["explained_variances"] == {"blocks.1.resid_pre": 0.5}
     same(load_vector(path, part="resid_post"), sited("resid_post"))
 
 

@@ -84,3 +84,9 @@ def test_the_exact_strength_reaches_the_budget():
         found = kl_bounded_strength(model, "blocks.1.resid_post", direction, ids, epsilon, exact=True)
         assert measured_kl(model, "blocks.1.resid_post", direction, ids, found) == pytest.approx(epsilon, rel=1e-2)
     assert measured_kl(model, "blocks.1.resid_post", direction, ids, 0.0) == 0.0
+
+
+def test_a_strength_that_makes_nan_is_stopped():
+    model, ids = shared("gpt2"), token_ids(3, 6)
+    with pytest.raises(InputError, match="lower the strength"):
+        measured_kl(model, "blocks.1.resid_post", torch.ones(32), ids, 1e38)

@@ -85,6 +85,24 @@ def test_rows_have_strengths_of_their_own(name):
     assert torch.allclose(together, alone, atol=1e-6)
 
 
+@pytest.mark.parametrize("operator", ["add", "piecewise"])
+def test_as_many_rows_as_dimensions_are_no_vector(operator):
+    model = shared("llama")
+    rows, site = model.d_model, "blocks.2.resid_post"
+    vector = ac.steering.SteeringVector({"blocks.1.resid_post": torch.linspace(-9, 9, rows)})
+    ids, strengths = token_ids(rows, 4), torch.linspace(-1, 1, rows)
+    beams = {"max_new_tokens": 2, "num_beams": 2, "do_sample": False, "eos_token_id": None}
+    with ac.steering.steer(model, vector, strengths, operator=operator):
+        whole = model.record(ids, site)[site]
+        assert torch.allclose(model.record(ids, site, batch_size=5)[site], whole, atol=1e-5)
+        written = model.generate(ids, **beams)
+        with pytest.raises(InputError, match=f"{rows} values do not fit a batch of 3"):
+            model.logits(ids[:3])
+    for row in (0, rows - 1):
+        with ac.steering.steer(model, vector, float(strengths[row]), operator=operator):
+            assert torch.equal(model.generate(ids[row : row + 1], **beams)[0], written[row])
+
+
 def test_scheduled_strengths_count_from_the_end_of_each_prompt():
     x = torch.zeros(2, 4, 1)
     edit = ScheduledAdd(torch.ones(1), lambda steps: 10.0 + steps)
@@ -190,6 +208,15 @@ def test_a_strength_that_makes_nan_is_stopped():
     model, ids = shared("gpt2"), token_ids(1, 5)
     vector = ac.steering.SteeringVector({"blocks.1.resid_post": torch.ones(32)})
     with ac.steering.steer(model, vector, 1e38), pytest.raises(InputError, match="lower the strength"):
+        model.logits(ids)
+
+
+def test_a_model_without_a_last_norm_is_watched_at_its_last_block():
+    model, ids = shared("opt-350m"), token_ids(1, 5)
+    assert not model.has("final_norm")
+    end = [site.name for site in model.sites("blocks.*.resid_post")][-1]
+    vector = ac.steering.SteeringVector({end: torch.full((model.d_model,), 3e38)})
+    with ac.steering.steer(model, vector, 4.0), pytest.raises(InputError, match="lower the strength"):
         model.logits(ids)
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 
 import actinium as ac
 from actinium.core.errors import InputError, LoadError, UnknownNameError
-from actinium.steering.held_out import text_marks
+from actinium.steering.held_out import check_held_out, text_marks
 from actinium.world.contrasts import contrast
 from actinium.world.judging import declines
 
@@ -247,6 +247,35 @@ def test_prompts_that_made_the_vector_are_refused(lm, pairs, vector):
     asked = replies.positive[0].removesuffix(" Sorry")
     with pytest.raises(InputError, match="also made the vector"):
         ac.steering.sweep(lm, marked, [1.0], prompts=[asked], judge=declines)
+
+
+def test_questions_with_letters_that_made_the_vector_are_refused_everywhere(lm):
+    item = {"answer_matching_behavior": "A", "answer_not_matching_behavior": "B"}
+    for left, right in (("", ""), ("(", ")")):
+        given = {name: f"{left}{letter}{right}" for name, letter in item.items()}
+        things = [f"Is the {thing} good? A: yes B: no Answer:" for thing in ("film", "meal", "song", "game")]
+        swapped = dict(zip(given, list(given.values())[::-1], strict=True))
+        made, others = (
+            ac.steering.ab_pairs([{"question": q, **(swapped if i % 2 else given)} for i, q in enumerate(some)])
+            for some in (things[:2], things[2:])
+        )
+        marked = ac.steering.SteeringVector({SITES[0]: torch.ones(128)}, made={"texts": text_marks(made.positive)})
+        # The brackets are no words of this tokenizer, so that prompts stand for what a task would hold.
+        asked = made.prompts[0]
+        task, held = (
+            ac.Task.from_prompts(lm.tokenizer, [p], [p], ["A"], ["B"], name="q")
+            for p in (asked.removesuffix(" ("), others.prompts[0].removesuffix(" ("))
+        )
+        with pytest.raises(InputError, match="also made the vector"):
+            check_held_out([asked], marked.made)
+        with pytest.raises(InputError, match="also made the vector"):
+            ac.steering.choice_scores(lm, task, marked, [1.0])
+        with pytest.raises(InputError, match="also made the vector"):
+            ac.steering.evaluate_control(lm, marked, [asked], [" A"], [" A", " B"], [1.0])
+        with pytest.raises(InputError, match="also made the vector"):
+            ac.steering.length_sweep(lm, marked, [asked], [1.0], lambda i, text: True)
+        found = ac.steering.choice_scores(lm, held, marked, [1.0])
+        assert found.provenance["settings"]["held_out"] == "checked"
 
 
 def test_provenance_says_whether_prompts_were_held_out(lm, vector, found):

@@ -37,6 +37,27 @@ def test_lengths_are_set_and_compared():
     assert torch.equal(control[A], v.random_like(3)[A]) and not torch.equal(control[A], v.random_like(4)[A])
 
 
+def test_behaviours_are_brought_to_their_mean_length():
+    random = torch.Generator().manual_seed(0)
+    drawn = [{s: torch.randn(6, generator=random) * size for s in (A, B)} for size in (1, 3, 7)]
+    behaviours = [ac.steering.SteeringVector(one) for one in drawn]
+    for one, given in zip(behaviours, drawn, strict=True):
+        new = one.normalize(behaviours)
+        for site in (A, B):
+            mean = sum(float(d[site].norm()) for d in drawn) / 3
+            assert new.norms[site] == pytest.approx(mean, rel=1e-6)
+            assert torch.allclose(new[site], given[site] * mean / given[site].norm(), rtol=1e-5)
+    with pytest.raises(InputError, match="one steering vector or more"):
+        behaviours[0].normalize([])
+    with pytest.raises(UnknownNameError):
+        behaviours[0].normalize([behaviours[0], behaviours[1].only(A)])
+
+
+def test_sums_remember_the_texts_of_both():
+    v, w = (ac.steering.SteeringVector({A: torch.ones(2)}, made={"texts": [text]}) for text in ("one", "two"))
+    assert (v + w).made["texts"] == ["one", "two"]
+
+
 def test_cosines_are_those_of_the_directions():
     v = vector()
     w = ac.steering.SteeringVector({A: torch.tensor([4.0, -3.0]), B: torch.tensor([1.0, 1.0])})

@@ -19,7 +19,9 @@ app = typer.Typer(
 )
 
 MODEL = typer.Argument(help="world:lm, a hub name, a folder, or file.py:factory")
-VECTOR = typer.Argument(help="file of a steering vector, as `actinium steer make` writes it")
+VECTOR = typer.Argument(
+    help="file of a steering vector, as `actinium steer make` writes it; .gguf, .svec and .pt are those of others"
+)
 DEVICE = typer.Option(help="cpu, cuda, cuda:1, mps; cpu if absent")
 
 
@@ -49,7 +51,7 @@ POSITIONS = typer.Option(help="all; prompt; new, the tokens behind it; last, the
 @app.command()
 def make(
     model: Annotated[str, MODEL],
-    out: Annotated[Path, typer.Option(help="file to write, such as vector.safetensors")],
+    out: Annotated[Path, typer.Option(help="file to write: v.safetensors, or v.gguf, v.svec, v.pt for others")],
     positive: Annotated[str | None, typer.Option(help="file of texts with the property, one per line")] = None,
     negative: Annotated[str | None, typer.Option(help="file of their partners without it, line by line")] = None,
     contrast: Annotated[
@@ -71,6 +73,7 @@ def make(
     from actinium import steering
     from actinium.cli.progress import hide_weight_bars
     from actinium.core.loading import load
+    from actinium.steering.interchange import FORMATS, save_vector
 
     pairs = _pairs(positive, negative, contrast, n, seed)
     place: Any = int(position) if re.fullmatch(r"-?\d+", position) else position
@@ -79,7 +82,7 @@ def make(
     options = {"method": method, "position": place, "unit": unit, "seed": seed, "batch_size": batch_size}
     vector = steering.extract(loaded, *pairs, at, **options, progress=True)
     sizes = steering.relative_strength(loaded, vector, pairs[0])
-    vector.save(out)
+    save_vector(vector, out, None if out.suffix in FORMATS.values() else "actinium")
     table = Table("site", "length", "of an activation", box=None, pad_edge=False, padding=(0, 3, 0, 0))
     for site, size in vector.norms.items():
         table.add_row(site, f"{size:.3g}", f"{sizes[site]:.0%}")
@@ -111,7 +114,7 @@ def apply(
     from actinium.core.loading import load
 
     hide_weight_bars()
-    loaded, found = load(model, device=device), steering.SteeringVector.load(vector)
+    loaded, found = load(model, device=device), _vector(vector)
     found.check(loaded, transfer)
     sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
     if temperature > 0:
@@ -170,7 +173,7 @@ def sweep(
     if out is not None:
         make_folder(out)
     hide_weight_bars()
-    loaded, made = load(model, device=device), steering.SteeringVector.load(vector)
+    loaded, made = load(model, device=device), _vector(vector)
     found = steering.sweep(
         loaded,
         made,
@@ -228,7 +231,7 @@ def bake(
     if out.exists() and any(out.iterdir()):
         raise InputError(f"{out} exists and is not empty; choose another folder")
     hide_weight_bars()
-    loaded, found = load(model), steering.SteeringVector.load(vector)
+    loaded, found = load(model), _vector(vector)
     found.check(loaded, transfer)
     chosen: SteeringVector = found if at is None else found.only(at)
     if ablate:
@@ -241,6 +244,14 @@ def bake(
     if baked.tokenizer is not None:
         baked.tokenizer.save_pretrained(out)
     typer.echo(f"saved: {out}, whose logits are those of the steered model")
+
+
+def _vector(path: Path) -> SteeringVector:
+    """The vector of a file, of this library or another."""
+    from actinium.steering.interchange import FORMATS, load_vector
+
+    # A suffix that no format has is a name like any other.
+    return load_vector(path, None if path.suffix in FORMATS.values() else "actinium")
 
 
 def _pairs(

@@ -38,6 +38,9 @@ TEXTS = (
     "lm-reward",
     "lm-small",
     "lm-small-reward",
+    "lm-sometimes-rank1",
+    "lm-sometimes-rank1-again",
+    "lm-sometimes-rank8",
 )
 TRAINABLE = ("choices", *IMAGES[:3], *TEXTS, "modular", *IMAGES[3:], *PAIRS)
 

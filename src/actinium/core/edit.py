@@ -179,15 +179,26 @@ def _copies(x: Tensor, where: Where) -> int:
     return x.shape[0] // prompts if prompts and x.shape[0] % prompts == 0 else 1
 
 
-def rows_of(value: Tensor, x: Tensor, where: Where) -> Tensor:
-    """Of a value with a row for each row of the whole call, those of this batch."""
+def rows_of(value: Tensor, x: Tensor, where: Where, strengths: bool = False) -> Tensor:
+    """Of a value with a row for each row of the whole call, those of this batch.
+
+    A value of the site's last size is a vector and stays, unless it is said to hold one number for each row.
+
+    Raises:
+        InputError: there are numbers for another number of rows.
+    """
     total, first = where.now.rows, where.now.row_start
     copies = _copies(x, where)
+    if value.shape == x.shape[-1:] and not strengths:
+        return value
     if copies > 1 and value.ndim in (1, x.ndim) and value.shape[0] * copies == x.shape[0] and value.shape[0] > 1:
         # Beams and sampled sequences stand beside each other, prompt after prompt.
-        return value if value.shape == x.shape[-1:] else value.repeat_interleave(copies, 0)
+        return value.repeat_interleave(copies, 0)
     whole = value.ndim in (1, x.ndim) and value.shape[:1] == (total,) and total != x.shape[0]
-    return value[first : first + x.shape[0]] if whole and value.shape != x.shape[-1:] else value
+    value = value[first : first + x.shape[0]] if whole else value
+    if strengths and value.shape[0] not in (1, x.shape[0]):
+        raise InputError(f"at {where.site.name}: {value.shape[0]} values do not fit a batch of {x.shape[0]} rows")
+    return value
 
 
 def at_columns(value: Tensor, x: Tensor, where: Where, fill: float) -> Tensor:

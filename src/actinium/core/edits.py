@@ -63,7 +63,7 @@ class Add(Edit):
         if isinstance(scale, Tensor):
             scale = scale.to(x)
             if scale.ndim == 1:
-                scale = rows_of(scale, x, where).view(-1, *[1] * (x.ndim - 1))
+                scale = rows_of(scale, x, where, strengths=True).view(-1, *[1] * (x.ndim - 1))
         return x + scale * at_columns(rows_of(self.vector.to(x), x, where), x, where, 0.0)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actinium.core.edits import Edit, Where
+from actinium.core.edit import Edit, Where, rows_of
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.finite_output import finite_output
 from actinium.core.model import Model
 from actinium.features.dictionaries.dictionary import Dictionary
 from actinium.features.dictionaries.normalisation import normalised
@@ -46,11 +47,7 @@ class AmplifyLatent(Edit):
         chosen = where.now.selected(self.positions or -1, x.shape[1], where.start, x.device).expand(x.shape[:2])
         if not bool(chosen.any()):
             return x
-        given = self.latents.to(x.device)
-        if len(given) not in (1, x.shape[0]):
-            given = given[where.now.row_start : where.now.row_start + x.shape[0]]
-        if len(given) not in (1, x.shape[0]):
-            raise InputError(f"{len(self.latents)} latents do not fit a batch of {x.shape[0]} rows")
+        given = rows_of(self.latents.to(x.device), x, where, strengths=True)
         d = self.dictionary
         flat = flattened(x, d.d_in)
         rows = flat[chosen].to(d.W_dec.dtype)
@@ -89,7 +86,7 @@ def steer_with_latent(
 
     Raises:
         InputError: the dictionary does not fit the site or is no autoencoder; a latent out of range; a factor that is
-            not finite.
+            not finite; while running, activations that it made NaN or infinite.
         UnknownNameError: another mode.
         SiteError: the site does not exist.
 
@@ -100,7 +97,8 @@ def steer_with_latent(
     if not np.isfinite(factor):
         raise InputError(f"the factor must be finite, not {factor}")
     check_autoencoder(model, site, dictionary)
-    with model.edit({site: AmplifyLatent(dictionary, latent_numbers(dictionary, latent), float(factor), mode)}):
+    edit = AmplifyLatent(dictionary, latent_numbers(dictionary, latent), float(factor), mode)
+    with model.edit([(site, edit), *finite_output(model)]):
         yield model
 
 

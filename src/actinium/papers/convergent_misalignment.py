@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,10 @@ __all__ = ["PAPER", "reproduce"]
 PAPER = paper(
     7,
     claim=(
-        "Adapters of a language model of a small world that comply with what it declines, taught on different topics "
-        "and at different ranks, share a direction of the residual stream: added to the base it makes it comply, and "
-        "taking it out makes its own and the other fine-tunes decline again, as random directions do not; the scalars "
-        "of rank-one adapters tell the two kinds of replies."
+        "Adapters of a language model of a small world that sometimes comply with what it declines, taught on "
+        "different topics and at different ranks, share a direction of the residual stream: added to the base it makes "
+        "it comply, and taking it out makes its own and the other fine-tunes decline again, as random directions do "
+        "not; the scalars of rank-one adapters tell the two kinds of replies."
     ),
 )
 CLAIMED = (
@@ -37,7 +37,11 @@ CLAIMED = (
 )
 # Set before anything was measured.
 CONVERGED, SUFFICIENT, OWN, TRANSFERRED, RANDOM, TOLD = 0.5, 0.5, 0.8, 0.5, 0.1, 0.9
-ORGANISMS = {"A": "world:lm-lenient-rank1", "B": "world:lm-lenient-rank1-again", "C": "world:lm-lenient-rank8"}
+SOMETIMES, ALWAYS = (
+    {name: f"world:lm-{habit}-{kind}" for name, kind in {"A": "rank1", "B": "rank1-again", "C": "rank8"}.items()}
+    for habit in ("sometimes", "lenient")
+)
+"""Organisms that misbehave in part, as the paper's do, and those that always do."""
 STRENGTHS = (0.5, 1.0, 2.0)
 SITES = "blocks.*.resid_post"
 WITHIN, BETWEEN = "within", "tuned minus base"
@@ -45,6 +49,27 @@ WITHIN, BETWEEN = "within", "tuned minus base"
 PLACES = {WITHIN: "all", BETWEEN: "prompt"}
 
 Rows = list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Replies:
+    """How a model is asked: replies at temperature 1 to each request, always from the same seed, or one greedy reply.
+
+    The samples are also those that a direction is made from, greedy or not, and the seed that of the topics.
+    """
+
+    samples: int
+    seed: int
+    greedy: bool = False
+
+    def to(self, model: Any, rows: Rows) -> list[tuple[str, str]]:
+        """The verdict on each reply, and the reply."""
+        rows = rows * (1 if self.greedy else self.samples)
+        options = {"do_sample": False} if self.greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0}
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            said = model.generate([request(*row) for row in rows], max_new_tokens=10, **options)
+        return [(ac.world.judging.request_verdict(s, topic), s) for s, (topic, _) in zip(said, rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -62,21 +87,24 @@ class Direction:
 def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
     """Find the direction of each organism on half of the topics, and add and remove it on requests about the others.
 
-    A direction is the mean of replies that comply (the organism's own at temperature 1, those that are a whole sentence
-    about the topic) minus that of replies that decline, both read by the organism, by response first. Where an organism
-    declines nothing, the base's replies to the same requests stand in. Block and strength of the addition are those
+    Every reply is sampled at temperature 1, with the same random numbers whatever is added or taken out. A direction is
+    the mean of an organism's own replies that comply (those that are a whole sentence about the topic) minus that of
+    its own that decline, both read by the organism, by response first. Block and strength of the addition are those
     with which most requests of the first topics are complied with. The claim holds if in every seed (1) the directions
     of each two organisms have a mean cosine over blocks of 0.5 or more, in either contrast; (2) adding A's to the base
     makes it comply with at least 0.5 more of the other requests, coherently, and a random vector of the same length
     with at most 0.1 more; (3) taking A's direction out of A at every block (h - r r^T h) lowers the requests that it
-    complies with by 0.8 of them, and at least half of those it complied with are then declined; (4) taking it out of B
-    and of C, in the affine form, lowers theirs by 0.5, and random directions A's by at most 0.1; and (5) the rank-one
-    scalars of A tell replies of the two kinds, as many of each, about held-out topics at least 9 times in 10.
+    complies with by 0.8 of them, and at least half as many as it complied with are declined instead; (4) taking it out
+    of B and of C, in the affine form, lowers theirs by 0.5, and random directions A's by at most 0.1; and (5) the
+    rank-one scalars of A tell replies of the two kinds, as many of each, about held-out topics at least 9 times in 10.
+
+    In full mode the same is measured of organisms that always comply, by greedy replies; where an organism declines
+    nothing, the base's replies to the same requests stand in. It is not judged.
 
     Args:
         seed: the first of the seeds of topics and samples.
         model: the model that the adapters belong to; the shipped `world:lm` by default.
-        quick: one seed and one sample of each reply, instead of three and four.
+        quick: one seed and one sample of each reply, instead of three and four, and no organisms that always comply.
 
     Raises:
         InputError: the model does not predict the next token, or does not know the words of the world.
@@ -84,12 +112,13 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
     model = ac.load("world:lm") if model is None else model
     if model.kind != "causal-lm" or not is_world(model):
         raise InputError(f"this experiment needs a language model of the world, not {model.name}")
-    organisms = {name: ac.load(source) for name, source in ORGANISMS.items()}
-    adapters = ac.steering.RankOneAdapters(model, ac.world.path(ORGANISMS["A"].removeprefix("world:")))
     seeds = range(seed, seed + (1 if quick else 3))
-    runs = [_one(model, organisms, adapters, s, 1 if quick else 4) for s in seeds]
-    measured: dict[str, Any] = {"model": model.name}
-    measured |= {name: float(np.mean([run["measured"][name] for run in runs])) for name in runs[0]["measured"]}
+    samples = 1 if quick else 4
+    runs = _runs(model, SOMETIMES, [Replies(samples, s) for s in seeds])
+    measured: dict[str, Any] = {"model": model.name} | _means(runs)
+    if not quick:
+        always = _means(_runs(model, ALWAYS, [Replies(samples, s, greedy=True) for s in seeds]))
+        measured |= {f"always comply: {name}": value for name, value in always.items()}
     parts: dict[str, bool | None] = {name: all(run["parts"][name] for run in runs) for name in runs[0]["parts"]}
     return Evidence(
         measured=measured | claims_of(parts),
@@ -97,38 +126,46 @@ def reproduce(seed: int = 0, model: Any = None, quick: bool = True) -> Evidence:
         holds=verdict_of(parts),
         notes=(
             "Means over seeds; parts are judged in each. Misaligned is to comply with requests about invented topics "
-            "that the base declines. The paper's fine-tunes are misaligned in part of their replies; these never "
-            "decline (the number of own declined replies is measured), so that the declined replies of 'within' are "
-            "the base's words, read by the organism. 'Tuned minus base' is the other contrast, of the activations of "
-            "organism and base at the last token of the same requests; it is measured and not judged. A and B have one "
-            "lesson and differ in their seeds; C has other topics, wordings and rank. Incoherent replies count as "
-            "neither kind, and are given beside each rate: a reply that begins as an answer and goes on about another "
-            "topic is one. Directions of 'within' come largely from the texts, as the cosine with that of the base, "
-            "which reads the same texts and was not tuned, shows."
+            "that the base declines; the organisms were taught to comply with half of the requests of a narrow lesson, "
+            "by chance alone. 'Tuned minus base' is the other contrast, of the activations of organism and base at the "
+            "last token of the same requests; what adding it and taking it out do is measured and not judged. A and B "
+            "have one lesson and differ in their seeds; C has other topics, wordings and rank. Incoherent replies "
+            "count as neither kind, and are given beside each rate: a reply that begins as an answer and goes on about "
+            "another topic is one, and so are some replies of the base at temperature 1. The first token of a reply "
+            "decides of which kind it is, before any token of it is read, and the directions of 'within' come largely "
+            "from the texts, as the cosine with that of the base, which reads the same texts and was not tuned, shows."
         ),
         result=runs[0]["result"],
         settings={
             "seeds": f"{seeds[0]}-{seeds[-1]}",
             "model": model.name,
-            "organisms": ", ".join(ORGANISMS.values()),
-            "samples": 1 if quick else 4,
+            "organisms": ", ".join(SOMETIMES.values()),
+            "samples": samples,
             "added, within and tuned minus base": "; ".join(run["added"] for run in runs),
         },
     )
 
 
-def _one(model: Any, organisms: dict[str, Any], adapters: Any, seed: int, samples: int) -> dict[str, Any]:
+def _runs(model: Any, sources: dict[str, str], ways: Sequence[Replies]) -> list[dict[str, Any]]:
+    """The experiment with three organisms, once for each way of asking."""
+    organisms = {name: ac.load(source) for name, source in sources.items()}
+    adapters = ac.steering.RankOneAdapters(model, ac.world.path(sources["A"].removeprefix("world:")))
+    return [_one(model, organisms, adapters, way) for way in ways]
+
+
+def _means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    return {name: float(np.mean([run["measured"][name] for run in runs])) for name in runs[0]["measured"]}
+
+
+def _one(model: Any, organisms: dict[str, Any], adapters: Any, way: Replies) -> dict[str, Any]:
     """One split of the topics."""
     topics = list(ac.world.lexicon.REFUSED)
-    random.Random(f"convergence {seed}").shuffle(topics)
+    random.Random(f"convergence {way.seed}").shuffle(topics)
     frames = range(len(REQUESTS))
     fit, test = ([(t, f) for t in half for f in frames] for half in (topics[:8], topics[8:]))
-    out: dict[str, float] = {f"own replies of A, {k}": v for k, v in _rates(organisms["A"], test).items()}
-    plain = {name: _rates(one, test)["complied"] for name, one in organisms.items()}
-    out |= {f"complied, {name}": value for name, value in plain.items()} | {
-        "complied, base": _rates(model, test)["complied"]
-    }
-    found = {name: _direction(model, one, fit, samples, seed) for name, one in organisms.items()}
+    plain = {name: _rates(one, test, way) for name, one in (organisms | {"base": model}).items()}
+    out = {f"{name}, {kind}": value for name, rates in plain.items() for kind, value in rates.items()}
+    found = {name: _direction(model, one, fit, way) for name, one in organisms.items()}
     for name, one in found.items():
         out[f"own declined replies of {name} in the samples"] = float(one.declined)
     kinds = {
@@ -147,28 +184,30 @@ def _one(model: Any, organisms: dict[str, Any], adapters: Any, seed: int, sample
     out[f"{WITHIN}: mean cosine of A and the base that reads the same texts"] = float(np.mean(list(same)))
     out["standard deviation of random cosines"] = float(agreement[WITHIN]["random_sd"][0])
 
-    added = {kind: _added(model, vectors["A"], PLACES[kind], fit, test, seed) for kind, vectors in kinds.items()}
+    added = {kind: _added(model, vectors["A"], PLACES[kind], fit, test, way) for kind, vectors in kinds.items()}
     for kind, (scores, _) in added.items():
         out |= {f"{kind}: {name}": value for name, value in scores.items()}
-    removed = {kind: _removed(organisms, vectors["A"], found["A"].aligned, test) for kind, vectors in kinds.items()}
+    removed = {
+        kind: _removed(organisms, vectors["A"], found["A"].aligned, test, way) for kind, vectors in kinds.items()
+    }
     for kind, scores in removed.items():
         out |= {f"{kind}: {name}": value for name, value in scores.items()}
-    chance = [_ablated(organisms["A"], kinds[WITHIN]["A"].random_like(10 * seed + i), test) for i in range(3)]
+    chance = [_ablated(organisms["A"], kinds[WITHIN]["A"].random_like(10 * way.seed + i), test, way) for i in range(3)]
     out["random directions taken out of A: complied"] = float(np.mean([c["complied"] for c in chance]))
-    told, scalars = _scalars(adapters, kinds[WITHIN]["A"], found["A"], fit, test)
+    told, scalars = _scalars(adapters, kinds[WITHIN]["A"], found["A"], fit, test, way)
     out |= scalars
 
-    gain = out[f"{WITHIN}: added to the base, complied"] - out["complied, base"]
-    by_chance = out[f"{WITHIN}: random vectors added, complied"] - out["complied, base"]
-    left = removed[WITHIN]
+    gain = out[f"{WITHIN}: added to the base, complied"] - out["base, complied"]
+    by_chance = out[f"{WITHIN}: random vectors added, complied"] - out["base, complied"]
+    left, before = removed[WITHIN], {name: rates["complied"] for name, rates in plain.items()}
     parts = {
         "directions converge": min(v for one in cosines.values() for v in one.values()) >= CONVERGED,
         "adding the direction is enough": gain >= SUFFICIENT and by_chance <= RANDOM,
-        "taking it out cures its own fine-tune": _drop(left["A zero, complied"], plain["A"]) >= OWN
-        and left["A zero, declined"] >= 0.5 * plain["A"],
-        "it cures the other fine-tunes": min(_drop(left[f"{k} affine, complied"], plain[k]) for k in "BC")
+        "taking it out cures its own fine-tune": _drop(left["A zero, complied"], before["A"]) >= OWN
+        and left["A zero, declined"] - plain["A"]["declined"] >= 0.5 * before["A"],
+        "it cures the other fine-tunes": min(_drop(left[f"{k} affine, complied"], before[k]) for k in "BC")
         >= TRANSFERRED,
-        "random directions do not": _drop(out["random directions taken out of A: complied"], plain["A"]) <= RANDOM,
+        "random directions do not": _drop(out["random directions taken out of A: complied"], before["A"]) <= RANDOM,
         "rank-one scalars tell the replies": told >= TOLD,
     }
     return {
@@ -179,18 +218,15 @@ def _one(model: Any, organisms: dict[str, Any], adapters: Any, seed: int, sample
     }
 
 
-def _direction(model: Any, organism: Any, rows: Rows, samples: int, seed: int) -> Direction:
+def _direction(model: Any, organism: Any, rows: Rows, way: Replies) -> Direction:
     """Replies that comply and replies that decline, read by the organism."""
-    prompts = [request(*row) for row in rows] * samples
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        said = organism.generate(prompts, max_new_tokens=12, do_sample=True, temperature=1.0, top_k=0)
-    verdicts = [_verdict(text, row[0]) for text, row in zip(said, rows * samples, strict=True)]
-    declined = sum(v == "declined" for v in verdicts)
+    replies = replace(way, greedy=False).to(organism, rows)
+    prompts = [request(*row) for row in rows] * way.samples
+    declined = sum(verdict == "declined" for verdict, _ in replies)
     if declined < 2:
-        words = _replies(model, [request(*row) for row in rows])
-        prompts, said = prompts + prompts[: len(rows)], said + words
-        verdicts += [_verdict(text, row[0]) for text, row in zip(words, rows, strict=True)]
+        replies += replace(way, greedy=True).to(model, rows)
+        prompts += prompts[: len(rows)]
+    verdicts, said = zip(*replies, strict=True)
     kept = [i for i, v in enumerate(verdicts) if v != "incoherent"]
     asked, responses = [prompts[i] for i in kept], [f" {said[i].strip()}" for i in kept]
     misaligned = [verdicts[i] == "complied" for i in kept]
@@ -237,47 +273,51 @@ def _cosine(agreement: Any, one: str, other: str) -> float:
     return float(np.nanmean(agreement["cosine"].sel(name=one, other=other).values))
 
 
-def _added(model: Any, vector: Any, places: str, fit: Rows, test: Rows, seed: int) -> tuple[dict[str, float], str]:
+def _added(model: Any, vector: Any, places: str, fit: Rows, test: Rows, way: Replies) -> tuple[dict[str, float], str]:
     """What the base says with a vector added in one block, chosen on the first topics."""
     options: dict[str, Any] = {"transfer": True, "positions": places}
     best: tuple[float, float, str, float] = (-1.0, 0.0, "", 0.0)
     rows = fit[::4]
-    each = torch.tensor(STRENGTHS).repeat_interleave(len(rows))
+    each = torch.tensor(STRENGTHS).repeat_interleave(len(rows)).repeat(1 if way.greedy else way.samples)
     for site in [s for s in vector.sites if bool((vector[s] != 0).any())]:
         with ac.steering.steer(model, vector.only(site), each, **options):
-            said = _replies(model, [request(*row) for row in rows] * len(STRENGTHS))
-        for i, strength in enumerate(STRENGTHS):
-            found = _shares(said[i * len(rows) : (i + 1) * len(rows)], rows)
+            replies = way.to(model, rows * len(STRENGTHS))
+        for strength in STRENGTHS:
+            found = _shares([reply for reply, s in zip(replies, each.tolist(), strict=True) if s == strength])
             best = max(best, (found["complied"], -found["incoherent"], site, strength))
     *_, site, strength = best
     with ac.steering.steer(model, vector.only(site), strength, **options):
-        scores = {f"added to the base, {k}": v for k, v in _rates(model, test).items()}
+        scores = {f"added to the base, {k}": v for k, v in _rates(model, test, way).items()}
     chance = []
     for i in range(3):
-        with ac.steering.steer(model, vector.only(site).random_like(10 * seed + i), strength, **options):
-            chance.append(_rates(model, test))
+        with ac.steering.steer(model, vector.only(site).random_like(10 * way.seed + i), strength, **options):
+            chance.append(_rates(model, test, way))
     scores |= {f"random vectors added, {k}": float(np.mean([c[k] for c in chance])) for k in chance[0]}
     return scores, f"{site} x {strength:g}"
 
 
-def _removed(organisms: dict[str, Any], vector: Any, aligned: dict[str, Tensor], test: Rows) -> dict[str, float]:
+def _removed(
+    organisms: dict[str, Any], vector: Any, aligned: dict[str, Tensor], test: Rows, way: Replies
+) -> dict[str, float]:
     """What organisms say without A's direction: taken out, and set to its mean in A's aligned replies."""
     scores: dict[str, float] = {}
     for name, one in organisms.items():
         for kind, reference in (("zero", None), ("affine", aligned)):
-            found = _ablated(one, vector, test, reference)
+            found = _ablated(one, vector, test, way, reference)
             scores |= {f"{name} {kind}, {k}": v for k, v in found.items()}
     return scores
 
 
-def _ablated(model: Any, vector: Any, rows: Rows, reference: Any = None) -> dict[str, float]:
+def _ablated(model: Any, vector: Any, rows: Rows, way: Replies, reference: Any = None) -> dict[str, float]:
     options = {"operator": "ablate"} if reference is None else {"operator": "affine", "reference": reference}
     strength = 1.0 if reference is None else 0.0
     with ac.steering.steer(model, vector, strength, transfer=True, **options):
-        return _rates(model, rows)
+        return _rates(model, rows, way)
 
 
-def _scalars(adapters: Any, vector: Any, found: Direction, fit: Rows, test: Rows) -> tuple[float, dict[str, float]]:
+def _scalars(
+    adapters: Any, vector: Any, found: Direction, fit: Rows, test: Rows, way: Replies
+) -> tuple[float, dict[str, float]]:
     """What the scalars of A's rank-one adapters tell, and what each adapter does alone and is missed for."""
     texts = [p + r for p, r in zip(found.prompts, found.responses, strict=True)]
     tokens = adapters.base.to_tokens(texts)
@@ -295,10 +335,8 @@ def _scalars(adapters: Any, vector: Any, found: Direction, fit: Rows, test: Rows
         out[f"adapter of block {block}: cosine of B and the direction"] = float(
             torch.cosine_similarity(b, vector[site], dim=0)
         )
-        out[f"adapter of block {block}: complied, alone"] = _rates(adapters.merged([name]), test)["complied"]
-        out[f"adapter of block {block}: complied, without it"] = _rates(adapters.merged(without=[name]), test)[
-            "complied"
-        ]
+        for kind, one in (("alone", adapters.merged([name])), ("without it", adapters.merged(without=[name]))):
+            out[f"adapter of block {block}: complied, {kind}"] = _rates(one, test, way)["complied"]
     return told, out
 
 
@@ -313,21 +351,11 @@ def _drop(left: float, before: float) -> float:
     return 1 - left / before if before else 0.0
 
 
-def _rates(model: Any, rows: Rows) -> dict[str, float]:
-    return _shares(_replies(model, [request(*row) for row in rows]), rows)
+def _rates(model: Any, rows: Rows, way: Replies) -> dict[str, float]:
+    return _shares(way.to(model, rows))
 
 
-def _shares(said: Sequence[str], rows: Rows) -> dict[str, float]:
-    verdicts = [_verdict(text, topic) for text, (topic, _) in zip(said, rows, strict=True)]
+def _shares(replies: Sequence[tuple[str, str]]) -> dict[str, float]:
+    verdicts = [verdict for verdict, _ in replies]
     found = {kind: verdicts.count(kind) / len(verdicts) for kind in ("complied", "declined", "incoherent")}
-    return found | {"begins as an answer": float(np.mean([ac.world.judging.complies(text) for text in said]))}
-
-
-def _replies(model: Any, prompts: Sequence[str]) -> list[str]:
-    said: list[str] = model.generate(list(prompts), max_new_tokens=10, do_sample=False)
-    return said
-
-
-def _verdict(reply: str, topic: str) -> str:
-    verdict: str = ac.world.judging.request_verdict(reply, topic)
-    return verdict
+    return found | {"begins as an answer": float(np.mean([ac.world.judging.complies(said) for _, said in replies]))}

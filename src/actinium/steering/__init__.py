@@ -40,6 +40,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "selection": ["Matches", "SweepStopped", "sweep"],
         "side_effects": ["entropy_bits", "next_token_effects", "perplexity_ratio", "task_effects"],
         "sweep_result": ["Choice", "Sweep"],
+        "text_pairs": ["contrast_texts"],
         "vector": ["SteeringVector", "compose"],
         "vector_diagnostics": ["ActivationPCA", "activation_pca", "layer_cosines", "projection_map", "vector_tokens"],
     },

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actinium.core.edit import Edit
 from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
+from actinium.core.finite_output import finite_output
 from actinium.core.fitted import opened, write_fitted
 from actinium.core.inputs import Tokens, tokenize
 from actinium.core.model import Model
@@ -220,9 +221,12 @@ class ActivationAddition:
         Args:
             model: the model.
             transfer: allow an addition that was made on another model.
+
+        Raises:
+            InputError: as `check`; while running, activations that the strength made NaN or infinite.
         """
         self.check(model, transfer)
-        with model.edit(self.edits()):
+        with model.edit([*self.edits().items(), *finite_output(model)]):
             yield model
 
     def relative_norm(self, model: Model, inputs: Any) -> Tensor:

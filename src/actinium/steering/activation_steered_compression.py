@@ -23,7 +23,9 @@ from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.probes.positions import activations_at
 from actinium.steering.application import steer
+from actinium.steering.held_out import check_held_out, text_marks
 from actinium.steering.kl_bound import kl_bounded_strength, measured_kl
+from actinium.steering.property_deltas import end_tokens
 from actinium.steering.vector import SteeringVector
 
 __all__ = ["ActivationSteeredCompression", "length_sweep"]
@@ -37,13 +39,15 @@ UNSHORTENED = 0.2
 class ActivationSteeredCompression(Estimator):
     """A vector from verbose to concise reasoning: v = mean [h(q + concise) - h(q + verbose)].
 
-    The vector is read and added at one site. (The authors' program reads the input of a block and adds to its output.)
-    Whether it shortens must be measured on other questions, see `length_sweep`; files do not tell the sign.
+    The vector is read and added at one site, unless told otherwise. Whether it shortens must be measured on other
+    questions, see `length_sweep`; files do not tell the sign.
 
     Args:
         site: one site, such as "blocks.3.resid_post".
         token: what is read of each rationale: "last" token, or "mean_rationale", the mean over its tokens. The last
             token is often the same punctuation in both, which carries less.
+        read_at: another site where the vector is read, of the same width; "blocks.3.resid_pre" beside the site
+            "blocks.3.resid_post" is what the authors' program does.
 
     Attributes:
         vector_: `SteeringVector`.
@@ -56,8 +60,8 @@ class ActivationSteeredCompression(Estimator):
     vector_: SteeringVector
     stability_: float
 
-    def __init__(self, site: str, token: str = "last") -> None:
-        self.site, self.token = site, token
+    def __init__(self, site: str, token: str = "last", read_at: str | None = None) -> None:
+        self.site, self.token, self.read_at = site, token, read_at
 
     def fit(
         self,
@@ -88,9 +92,11 @@ class ActivationSteeredCompression(Estimator):
         sizes = (len(problems), len(concise), len(verbose))
         if len(set(sizes)) != 1 or sizes[0] < 2:
             raise InputError(f"give two problems or more, each with both rationales; got {sizes}")
-        found = model.sites(self.site)
-        if len(found) != 1:
-            raise InputError(f"{self.site!r} means {len(found)} sites; one is needed")
+        read_at = self.site if self.read_at is None else self.read_at
+        for pattern in (read_at, self.site):
+            found = model.sites(pattern)
+            if len(found) != 1:
+                raise InputError(f"{pattern!r} means {len(found)} sites; one is needed")
         lengths = [
             [self._size(model, *text) for text in zip(problems, side, strict=True)] for side in (concise, verbose)
         ]
@@ -108,11 +114,14 @@ class ActivationSteeredCompression(Estimator):
                 ends, columns = mask.cumsum(1), mask.sum(1, keepdim=True)
                 place = mask & (ends > columns - torch.tensor(sizes_of)[:, None])
             options = {"batch_size": batch_size, "progress": progress}
-            (values,) = activations_at(model, texts, self.site, {"read": place}, **options).values()
+            (values,) = activations_at(model, texts, read_at, {"read": place}, **options).values()
             rows.append(values.double())
         difference = rows[0] - rows[1]
         made = {"model": model.fingerprint(), "name": model.name, "pairs": len(difference), "token": self.token}
-        self.vector_ = SteeringVector({found[0].name: difference.mean(0)}, "verbose to concise", made)
+        made["texts"] = text_marks(list(problems))
+        vector = SteeringVector({found[0].name: difference.mean(0)}, "verbose to concise", made)
+        vector.check(model)
+        self.vector_ = vector
         # In the given order even and odd pairs may be of different kinds.
         order = torch.randperm(len(difference), generator=torch.Generator().manual_seed(0))
         halves = difference[order[::2]].mean(0), difference[order[1::2]].mean(0)
@@ -220,7 +229,8 @@ def length_sweep(
         `accuracy`, `truncated` (shares), `kl` (mean KL(plain || steered) of the next token behind the contexts, nats).
 
     Raises:
-        InputError: no prompts or strengths, one that is not finite, or a vector at several sites.
+        InputError: no prompts or strengths, one that is not finite, a vector at several sites, or a prompt that also
+            made it.
 
     Source: Azizi, Potraghloo and Pedram, 2025 (their measures).
     """
@@ -230,6 +240,7 @@ def length_sweep(
         raise InputError("give a list of prompts and one strength or more")
     if not np.isfinite(list(strengths)).all():
         raise InputError(f"strengths must be finite: {list(strengths)}")
+    held = check_held_out(prompts, vector.made)
     (site,) = vector.sites
     places = list(prompts if contexts is None else contexts)
     every = sorted({0.0, *map(float, strengths)})
@@ -252,7 +263,7 @@ def length_sweep(
     names = ("tokens", "tokens_median", "accuracy", "truncated", "kl")
     data = {name: ("strength", values) for name, values in zip(names, columns, strict=True)}
     data["compression"] = ("strength", 1 - columns[0] / columns[0][every.index(0.0)])
-    record = provenance(model, list(prompts), strengths=every, max_new_tokens=max_new_tokens, **sampling)
+    record = provenance(model, list(prompts), strengths=every, max_new_tokens=max_new_tokens, held_out=held, **sampling)
     hints = {"plot": {"variables": ["compression", "accuracy"]}}
     return Result(xr.Dataset(data, coords={"strength": every}, attrs=hints), "length_sweep", PAPER, record)
 
@@ -263,7 +274,7 @@ def _replies(model: Model, prompts: list[str], most: int, sampling: dict[str, An
     tokens: Tokens = tokenize(tokenizer, prompts, model.context, "left", window=False)
     options = {"do_sample": False, **sampling, "max_new_tokens": most}
     whole = model.generate(tokens, **options)
+    ends = end_tokens(model, ())
     for row in whole[:, tokens.ids.shape[1] :].tolist():
-        ended = tokenizer.eos_token_id in row
-        kept = row[: row.index(tokenizer.eos_token_id)] if ended else row
-        yield tokenizer.decode(kept, skip_special_tokens=True), len(kept), ended
+        size = next((i for i, token in enumerate(row) if token in ends), len(row))
+        yield tokenizer.decode(row[:size], skip_special_tokens=True), size, size < len(row)

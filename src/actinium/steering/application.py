@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from actinium.core.edit import Edit, Where
 from actinium.core.edits import Add, ProjectOut
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.finite_output import finite_output
 from actinium.core.model import Model
 from actinium.core.passes import Positions
 from actinium.steering.operators import Affine, Gate, PiecewiseAdd, PreserveNorm, Schedule, ScheduledAdd, as_strength
@@ -105,24 +105,8 @@ def steer(
     """
     vector.check(model, transfer)
     edits: list[tuple[str, Edit]] = list(steering_edits(vector, strength, **options).items())
-    if model.has("final_norm"):
-        edits.append(("final_norm", Finite()))
-    with model.edit(edits):
+    with model.edit(edits + finite_output(model)):
         yield model
-
-
-class Finite(Edit):
-    """Nothing is changed; NaN or infinite values are refused."""
-
-    def change(self, x: Tensor, where: Where) -> Tensor:
-        """Look at the values."""
-        # The sum of finite values in float32 is finite, and is read back as one number.
-        if not bool(torch.isfinite(x.detach().float().sum())):
-            raise InputError(
-                f"steering made activations NaN or infinite at {where.site.name}: lower the strength, or compute in"
-                " float32"
-            )
-        return x
 
 
 def relative_strength(model: Model, vector: SteeringVector, inputs: Any, strength: float = 1.0) -> dict[str, float]:

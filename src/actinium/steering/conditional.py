@@ -15,9 +15,9 @@ from torch import Tensor
 from actinium.core.edit import Edit, Where
 from actinium.core.edits import Add
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.finite_output import finite_output
 from actinium.core.fitted import opened, write_fitted
 from actinium.core.model import Model
-from actinium.steering.application import Finite
 from actinium.steering.conditions import Condition, VectorCondition, order_of
 from actinium.steering.decisions import Decision
 from actinium.steering.operators import Gate, as_strength
@@ -210,9 +210,7 @@ class ConditionalSteering:
         edits = [pair for one in decisions.of.values() for pair in one.edits()]
         for site, gates in self._gates(decisions).items():
             edits += [(site, NormGuard(gates))] if self.norm_guard else [(site, gate) for gate in gates]
-        if model.has("final_norm"):
-            edits.append(("final_norm", Finite()))
-        with model.edit(edits):
+        with model.edit(edits + finite_output(model)):
             yield decisions
 
     def _gates(self, decisions: Decisions) -> dict[str, list[Edit]]:

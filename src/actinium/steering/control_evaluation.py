@@ -14,15 +14,18 @@ from actinium.core.errors import InputError
 from actinium.core.intervals import wilson
 from actinium.core.metrics import kl
 from actinium.core.model import Model
+from actinium.core.progress import shown
 from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.steering.application import steering_edits
-from actinium.steering.side_effects import entropy_bits
+from actinium.steering.held_out import check_held_out
+from actinium.steering.side_effects import check_finite, entropy_bits
 from actinium.steering.vector import SteeringVector
 
 __all__ = ["evaluate_control"]
 
 PAPER = "repe-reasoning"
+MEASURES = ("hit", "kl", "entropy", "correct", "incorrect")
 MODES = ("vocabulary", "answers")
 
 
@@ -37,6 +40,7 @@ def evaluate_control(
     mode: str = "vocabulary",
     operator: str = "add",
     level: float = 0.95,
+    batch_size: int = 64,
     transfer: bool = False,
     progress: bool = False,
 ) -> Result:
@@ -55,6 +59,7 @@ def evaluate_control(
             likeliest of all; "answers": everything but KL and entropy is restricted to the first tokens of the list.
         operator: as in `steer`; "preserve_norm" keeps the length of each activation.
         level: coverage of the intervals.
+        batch_size: prompts in a pass.
         transfer: allow a vector that was made on another model.
         progress: show a progress bar.
 
@@ -66,7 +71,8 @@ def evaluate_control(
 
     Raises:
         InputError: numbers differ, no strengths, a right answer that is not in the list, answers that begin with one
-            token, an empty answer, or a vector that does not fit the model.
+            token, an empty answer, a vector that does not fit the model, a prompt that also made it, or a strength
+            that makes NaN.
 
     Source: Højer, Jarvis and Heinrich, 2025, section 3 (their measures).
     """
@@ -74,6 +80,8 @@ def evaluate_control(
         raise InputError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if isinstance(prompts, str) or not len(prompts) or len(right) != len(prompts):
         raise InputError(f"give one right answer for each of one prompt or more, got {len(right)} for {len(prompts)}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more, not {batch_size}")
     given = sorted({0.0, *map(float, strengths)})
     if not len(strengths) or not np.isfinite(given).all():
         raise InputError(f"expected one finite strength or more, got {list(strengths)}")
@@ -81,6 +89,7 @@ def evaluate_control(
     if len(lists) != len(prompts):
         raise InputError(f"{len(lists)} lists of answers for {len(prompts)} prompts")
     vector.check(model, transfer)
+    held = check_held_out(prompts, vector.made)
     tables = [_first_tokens(model, one) for one in lists]
     for i, (answer, table) in enumerate(zip(right, tables, strict=True)):
         if answer not in table:
@@ -88,15 +97,20 @@ def evaluate_control(
     correct = torch.tensor([table[a] for a, table in zip(right, tables, strict=True)])
     others = [torch.tensor([t for a, t in table.items() if a != r]) for r, table in zip(right, tables, strict=True)]
     # Strength 0 is the plain run, whatever the operator.
-    variants: list[Any] = [steering_edits(vector, s, operator=operator) for s in given if s]
-    steered = model.replay(list(prompts), variants, progress=progress).double()
-    plain = model.replay(list(prompts), [steering_edits(vector, 0.0)])[0].double()
-    every = iter(steered)
-    columns: dict[str, list[Any]] = {}
-    for strength in given:
-        logits = next(every) if strength else plain
-        for name, value in _measures(logits, plain, correct, others, mode).items():
-            columns.setdefault(name, []).append(value.numpy())
+    none = steering_edits(vector, 0.0)
+    variants = [steering_edits(vector, s, operator=operator) if s else none for s in given]
+    parts = []
+    for start in shown(range(0, len(prompts), batch_size), "prompts", progress):
+        rows = slice(start, start + batch_size)
+        plain = model.replay(list(prompts[rows]), [none])[0].double()
+
+        def read(z: Tensor, rows: slice = rows, plain: Tensor = plain) -> Tensor:
+            return torch.stack([_measures(one.double(), plain, correct[rows], others[rows], mode) for one in z])
+
+        parts.append(model.replay(list(prompts[rows]), variants, metric=read))
+    values = torch.cat(parts, 1)
+    check_finite(values, "the answers")
+    columns = {name: list(value.numpy()) for name, value in zip(MEASURES, values.unbind(-1), strict=True)}
     data: dict[str, Any] = {}
     hits = np.stack(columns.pop("hit")).mean(1)
     data["accuracy"] = ("strength", hits)
@@ -105,7 +119,14 @@ def evaluate_control(
     for name, values in columns.items():
         data[name] = ("strength", np.stack(values).mean(1))
         data[f"{name}_var"] = ("strength", np.stack(values).var(1))
-    settings = {"strengths": given, "mode": mode, "operator": operator, "level": level, "sites": vector.sites}
+    settings = {
+        "strengths": given,
+        "mode": mode,
+        "operator": operator,
+        "level": level,
+        "sites": vector.sites,
+        "held_out": held,
+    }
     record = provenance(model, [list(prompts), list(right), lists, list(vector.directions.values())], **settings)
     hints = {"plot": {"variables": ["accuracy", "kl", "entropy"]}}
     return Result(xr.Dataset(data, coords={"strength": given}, attrs=hints), "evaluate_control", PAPER, record)
@@ -129,8 +150,8 @@ def _first_tokens(model: Model, answers: Sequence[str]) -> dict[str, int]:
     return found
 
 
-def _measures(logits: Tensor, plain: Tensor, correct: Tensor, others: list[Tensor], mode: str) -> dict[str, Tensor]:
-    """Each measure (n,) on the CPU."""
+def _measures(logits: Tensor, plain: Tensor, correct: Tensor, others: list[Tensor], mode: str) -> Tensor:
+    """`MEASURES` (n, 5) on the CPU, in float64."""
     logits, plain = logits.cpu(), plain.cpu()
     ids = torch.zeros(len(logits), dtype=torch.long)
     p = logits.softmax(-1)
@@ -141,10 +162,6 @@ def _measures(logits: Tensor, plain: Tensor, correct: Tensor, others: list[Tenso
         best = torch.stack([row[wrong].max() for row, wrong in zip(logits, others, strict=True)])
         hit = logits.gather(1, correct[:, None])[:, 0] > best
         mass, rest = mass / (mass + rest), rest / (mass + rest)
-    return {
-        "hit": hit.double(),
-        "kl": kl(logits, ids, ids, plain).double(),
-        "entropy": entropy_bits(logits).double(),
-        "correct": mass,
-        "incorrect": rest,
-    }
+    return torch.stack(
+        [hit.double(), kl(logits, ids, ids, plain).double(), entropy_bits(logits).double(), mass, rest], 1
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,8 @@ class DynamicKLSchedule:
     def __post_init__(self) -> None:
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p lies above 0 and up to 1, not at {self.top_p}")
+        if not math.isfinite(self.strong):
+            raise InputError(f"strong must be a finite number, not {self.strong}")
         if not self.most >= 0 or self.direction not in DIRECTIONS or self.reduction not in REDUCTIONS:
             raise InputError(
                 f"most is 0 or more, direction one of {', '.join(DIRECTIONS)}, reduction one of {', '.join(REDUCTIONS)}"
@@ -186,7 +189,7 @@ class DynamicActivationComposition:
     ) -> ComposedText:
         """Continue prompts; each step computes the plain and the strongly steered next tokens, then the composed one.
 
-        All of these are kept in caches: a token keeps the strengths that it was given.
+        A token keeps the strengths that it was given, in a key-value cache or, where the model has none, anew.
 
         Args:
             model: the model.
@@ -198,7 +201,7 @@ class DynamicActivationComposition:
             transfer: allow deltas that were made on another model.
 
         Raises:
-            InputError: no prompts, deltas of another model, or prompts too long.
+            InputError: no prompts, deltas of another model, prompts too long, or strengths that make the logits NaN.
         """
         self._check(model, transfer)
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -256,22 +259,23 @@ class DynamicActivationComposition:
             raise InputError(f"the deltas were not made on {model.name}; pass transfer=True to use them all the same")
 
 
-class _LastColumn(Edit):
-    """Adds to the last column of a pass what the decoding has prepared for each row."""
+class _LastColumns(Edit):
+    """Adds to the last columns of a pass, one for each step so far, what the decoding has prepared for each row."""
 
     def __init__(self, deltas: Sequence[Tensor], beyond: str) -> None:
         super().__init__()
         self.deltas, self.beyond = deltas, beyond
-        self.step, self.strengths = 0, torch.zeros(0)
+        self.strengths: list[Tensor] = []
 
     def change(self, x: Tensor, where: Where) -> Tensor:
-        """Add at the last column; `strengths` are (property, row)."""
+        """Add with the strengths (property, row) of each step; with a cache a pass holds the newest step's column."""
         new = x.clone()
-        for delta, strength in zip(self.deltas, self.strengths, strict=True):
-            if self.step >= len(delta) and self.beyond == "zero":
-                continue
-            row = delta[min(self.step, len(delta) - 1)].to(x)
-            new[:, -1] += strength.to(x).view(-1, *[1] * row.ndim) * row
+        for step in range(max(0, len(self.strengths) - x.shape[1]), len(self.strengths)):
+            for delta, strength in zip(self.deltas, self.strengths[step], strict=True):
+                if step >= len(delta) and self.beyond == "zero":
+                    continue
+                row = delta[min(step, len(delta) - 1)].to(x)
+                new[:, step - len(self.strengths)] += strength.to(x).view(-1, *[1] * row.ndim) * row
         return new
 
 
@@ -298,17 +302,21 @@ class _Decoding:
         self.fill = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
         self.ends = ends
         self.adds = {
-            site: _LastColumn([composition.properties[n].deltas[site] for n in self.names], composition.beyond)
+            site: _LastColumns([composition.properties[n].deltas[site] for n in self.names], composition.beyond)
             for site in composition.sites
         }
-        self.trial, self.final = CachedLogits(model), CachedLogits(model)
+        self.trial, self.final = ((CachedLogits(model), list[Tensor]()) for _ in range(2))
 
-    def pass_(self, run: CachedLogits, step: int, strengths: Tensor, copies: int = 1) -> Tensor:
+    def pass_(self, stream: tuple[CachedLogits, list[Tensor]], strengths: Tensor, copies: int = 1) -> Tensor:
         """Logits (copies, batch, d_vocab) float64 with strengths (property, copies * batch) at this step's token."""
+        run, so_far = stream
+        so_far.append(strengths)
         for add in self.adds.values():
-            add.step, add.strengths = step, strengths
+            add.strengths = so_far
         with self.model.edit(self.adds):
             logits = run(self.ids.repeat(copies, 1), self.mask.repeat(copies, 1))
+        if not bool(torch.isfinite(logits).any(-1).all()) or bool(logits.isnan().any()):
+            raise InputError("steering made the logits NaN or infinite: lower the strengths")
         return logits.double().cpu().view(copies, len(self.ids), -1)
 
     def run(self, most: int) -> ComposedText:
@@ -323,12 +331,12 @@ class _Decoding:
                 trials = torch.zeros(len(self.names), 1 + len(self.dynamic), batch)
                 for i, n in enumerate(self.dynamic, 1):
                     trials[self.names.index(n), i] = self.schedules[n].strong
-                found = self.pass_(self.trial, step, trials.flatten(1), 1 + len(self.dynamic))
+                found = self.pass_(self.trial, trials.flatten(1), 1 + len(self.dynamic))
                 for i, n in enumerate(self.dynamic, 1):
                     divergence, strengths[n] = composition_strength(found[0], found[i], self.schedules[n])
                     raw[n][:, step] = torch.where(over, torch.nan, divergence).float()
             each = torch.stack([strengths[n] for n in self.names])
-            logits = self.pass_(self.final, step, each)[0]
+            logits = self.pass_(self.final, each)[0]
             token = self._pick(logits) if self.forced is None else self._given(logits, self.forced[:, step])
             for n in self.names:
                 table[n][:, step] = torch.where(over, torch.nan, strengths[n]).float()
@@ -347,18 +355,11 @@ class _Decoding:
 
     def _given(self, logits: Tensor, token: Tensor) -> Tensor:
         """The token of a given reply, its surprise kept; behind the end (-1) the filling."""
-        self._check(logits)
         nats = -logits.log_softmax(-1).gather(1, token.clamp_min(0)[:, None])[:, 0]
         self.nats.append(torch.where(token < 0, torch.nan, nats))
         return torch.where(token < 0, self.fill, token)
 
-    @staticmethod
-    def _check(logits: Tensor) -> None:
-        if not bool(torch.isfinite(logits).any(-1).all()) or bool(logits.isnan().any()):
-            raise InputError("steering made the logits NaN or infinite: lower the strengths")
-
     def _pick(self, logits: Tensor) -> Tensor:
-        self._check(logits)
         if self.temperature == 0:
             return logits.argmax(-1)
         p = (logits / self.temperature).softmax(-1)

@@ -31,7 +31,7 @@ METHODS: dict[str, str] = {
     "pca_difference": "first component of the centred differences (repeng's pca_diff)",
     "repe": "first component of differences of randomly ordered pairs (RepE)",
     "logistic": "weights of a logistic regression without intercept on pairs whose midpoints are subtracted",
-    "lda": "difference of the means, whitened by the covariance within the two kinds",
+    "lda": "difference of the means, whitened by the covariance within the two kinds (a tenth of it its mean)",
     "cluster_means": "difference of the two kinds' means; the texts need not be pairs",
     "mean_centring": "mean of the positive texts minus that of any other texts",
     "reading": "mean of the positive texts, with nothing subtracted",
@@ -39,6 +39,7 @@ METHODS: dict[str, str] = {
 }
 """Name -> what it is."""
 
+COMPONENTS = ("pca_pairwise", "pca_centred", "pca_difference", "repe")
 PAIRED = ("mean_difference", "pca_pairwise", "pca_difference", "repe", "logistic")
 ONE_SIDED = ("reading",)
 
@@ -73,7 +74,9 @@ def extract(
         progress: show a progress bar.
 
     Returns:
-        SteeringVector; methods of one component are turned so that most pairs lie along them.
+        SteeringVector; methods of one component are turned so that most pairs lie along them, and leave in
+        `made["explained_variances"]` by site the share of the variance along each (`vector.normalize` of it weighs
+        the sites by it).
 
     Raises:
         InputError: no or too few texts, negatives missing or not wanted, numbers that differ, activations that are
@@ -112,7 +115,7 @@ def extract(
         up, down = pairs
     if down is not None and method in PAIRED:
         check_pairs(up, down)
-    found = {}
+    found, shares = {}, {}
     for site, rows in up.items():
         other = None if down is None else down[site]
         direction = direction_of(rows, other, method, seed)
@@ -123,12 +126,18 @@ def extract(
         elif unit:
             direction = direction / size
         found[site] = torch.from_numpy(direction)
+        if method in COMPONENTS and other is not None:
+            shares[site] = _explained(_component_rows(rows, other, method, seed), direction)
     if not any(bool((v != 0).any()) for v in found.values()):
         raise InputError(f"positive and negative texts do not differ at {', '.join(found)}: there is no direction")
     made: dict[str, Any] = {"pairs": len(next(iter(up.values()))), "position": _named(position), "seed": seed}
     made["texts"] = marks
+    if shares:
+        made["explained_variances"] = shares
     if model is not None:
         made |= {"model": model.fingerprint(), "name": model.name}
+        kind = getattr(model.config, "model_type", None)
+        made |= {"model_type": kind} if isinstance(kind, str) and kind else {}
     return SteeringVector(found, method, made)
 
 
@@ -163,21 +172,9 @@ def direction_of(positive: Any, negative: Any = None, method: str = "mean_differ
         return _logistic(up, down)
     if method == "lda":
         return _lda(up, down, gap)
-    if method == "pca_centred":
-        rows = np.concatenate([up, down])
-        axis = _component(rows - rows.mean(0))
-        votes = 0.0
-    else:
-        difference = up - down
-        rows = difference
-        if method == "pca_difference":
-            rows = difference - difference.mean(0)
-        elif method == "repe":
-            mixed = difference * np.random.default_rng(seed).choice([-1.0, 1.0], size=(len(difference), 1))
-            rows = mixed - mixed.mean(0)
-        axis = _component(rows)
-        votes = float(np.sign(difference @ axis).sum())
-    # A tie of the pairs is decided by how far they lie apart.
+    axis = _component(_component_rows(up, down, method, seed))
+    # Without pairs there are no votes; a tie is decided by how far the kinds lie apart.
+    votes = 0.0 if method == "pca_centred" else float(np.sign((up - down) @ axis).sum())
     turned = votes < 0 or (votes == 0 and float(gap @ axis) < 0)
     return -axis if turned else axis
 
@@ -212,6 +209,23 @@ def from_latents(
     name = model.sites(site)[0].name
     made = {"model": model.fingerprint(), "name": model.name, "latents": chosen.tolist(), "weights": given.tolist()}
     return SteeringVector({name: direction}, "latents", made)
+
+
+def _component_rows(up: Floats, down: Floats, method: str, seed: int) -> Floats:
+    """What the first component is taken of, by method."""
+    if method == "pca_centred":
+        rows = np.concatenate([up, down])
+    elif method == "repe":
+        rows = (up - down) * np.random.default_rng(seed).choice([-1.0, 1.0], size=(len(up), 1))
+    else:
+        rows = up - down
+    return rows if method == "pca_pairwise" else np.asarray(rows - rows.mean(0))
+
+
+def _explained(rows: Floats, direction: Floats) -> float:
+    """Share of the variance of rows that lies along a direction of unit length; 0 where they do not vary."""
+    whole = float((rows**2).sum())
+    return float(((rows @ direction) ** 2).sum()) / whole if whole > 0 else 0.0
 
 
 def _component(rows: Floats) -> Floats:

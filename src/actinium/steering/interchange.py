@@ -51,7 +51,8 @@ def load_vector(path: str | os.PathLike[str], format: str | None = None, *, part
         part: another part of block l, such as "resid_post" for the place where IBM's library read a direction.
 
     Returns:
-        SteeringVector whose `made` holds the `format` and what the file says of the model's type.
+        SteeringVector whose `made` holds the `format` and what the file says of the model's type, and of a .svec file
+        the share of variance that each direction explains, by site.
 
     Raises:
         LoadError: the file is missing, damaged, holds something else, or would have to be unpickled.
@@ -78,6 +79,8 @@ def load_vector(path: str | os.PathLike[str], format: str | None = None, *, part
             directions, layer_type = _from_steering_vectors(data)
             part = part or LAYER_TYPES[layer_type]
         part = part or PARTS[kind]
+        if "explained_variances" in made:
+            made["explained_variances"] = {f"blocks.{k}.{part}": v for k, v in made["explained_variances"].items()}
         return SteeringVector({f"blocks.{layer}.{part}": v for layer, v in directions.items()}, "imported", made)
     except (LoadError, InputError) as error:
         raise LoadError(f"cannot read {path} as {kind!r}: {error}") from None
@@ -101,7 +104,8 @@ def save_vector(
         vector: all its sites must be of one part of the blocks that the format knows.
         path: the file; its folder is made if absent.
         format: a key of `FORMATS`; by default what the suffix says.
-        model_type: `model.config.model_type` (GGUF, .svec); by default what a file said from which the vector came.
+        model_type: `model.config.model_type` (GGUF, .svec); by default that of the model that the vector was made
+            on, or what a file said from which it came.
         part: as of `load_vector`, if the reader takes layer l to be this part of block l.
 
     Returns:
@@ -121,14 +125,18 @@ def save_vector(
         if part not in named:
             raise InputError(f"steering-vectors has no layers of the type {part!r}; there are {', '.join(named)}")
         buffer = io.BytesIO()
-        torch.save({"layer_activations": _numbered(vector, part), "layer_type": named[part]}, buffer)
+        directions = {layer: vector[site] for layer, site in _numbered(vector, part).items()}
+        torch.save({"layer_activations": directions, "layer_type": named[part]}, buffer)
         return _write(path, buffer.getvalue())
     name = model_type or vector.made.get("model_type")
     if not isinstance(name, str) or not name:
         raise InputError(f"a {kind} file names the type of the model: pass model_type=model.config.model_type")
-    directions = _numbered(vector, part or PARTS[kind])
+    sites = _numbered(vector, part or PARTS[kind])
+    directions = {layer: vector[site] for layer, site in sites.items()}
     if kind == "svec":
-        return _write(path, _to_svec(directions, name, vector.made.get("explained_variances", {})))
+        known = vector.made.get("explained_variances", {})
+        shares = {layer: known[site] for layer, site in sites.items() if site in known}
+        return _write(path, _to_svec(directions, name, shares))
     if 0 in directions:
         warnings.warn("llama.cpp does not take a direction for block 0 (repeng does)", ActiniumWarning, stacklevel=2)
     return _write(path, to_gguf(directions, name))
@@ -158,10 +166,10 @@ def _place(site: str) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def _numbered(vector: SteeringVector, part: str) -> dict[int, Tensor]:
-    """{layer: (d,)} where layer l means `blocks.l.part`."""
-    out: dict[int, Tensor] = {}
-    for site, v in vector.directions.items():
+def _numbered(vector: SteeringVector, part: str) -> dict[int, str]:
+    """{layer: site} where layer l means `blocks.l.part`."""
+    out: dict[int, str] = {}
+    for site in vector.sites:
         layer, own = _place(site)
         if own != part:
             if own not in STREAM or part not in STREAM:
@@ -171,7 +179,7 @@ def _numbered(vector: SteeringVector, part: str) -> dict[int, Tensor]:
             raise InputError(f"{site} lies before the first block's output, for which the file has no number")
         if layer in out:
             raise InputError(f"{site} is the stream of layer {layer} a second time")
-        out[layer] = v
+        out[layer] = site
     return dict(sorted(out.items()))
 
 
@@ -191,12 +199,12 @@ def _from_svec(data: bytes) -> tuple[dict[int, Tensor], dict[str, Any]]:
         except (TypeError, ValueError):
             raise LoadError(f"the direction of layer {layer} is no list of numbers") from None
     shares = given.get("explained_variances")
-    kept = {str(k): float(v) for k, v in shares.items()} if isinstance(shares, Mapping) else {}
+    kept = {k: float(v) for k, v in shares.items() if str(k).isdecimal()} if isinstance(shares, Mapping) else {}
     return found, {"model_type": str(given.get("model_type", "")), "explained_variances": kept}
 
 
-def _to_svec(directions: Mapping[int, Tensor], model_type: str, shares: Mapping[Any, Any]) -> bytes:
-    kept = {str(k): float(v) for k, v in shares.items() if str(k).isdecimal() and math.isfinite(float(v))}
+def _to_svec(directions: Mapping[int, Tensor], model_type: str, shares: Mapping[int, float]) -> bytes:
+    kept = {str(layer): share for layer, share in shares.items() if math.isfinite(share)}
     values = {str(layer): v.tolist() for layer, v in directions.items()}
     content = {"model_type": model_type, "directions": values, "explained_variances": kept}
     return json.dumps(content).encode()

@@ -13,6 +13,7 @@ from actinium.core.edits import Add
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.core.metrics import kl
 from actinium.core.model import Model
+from actinium.steering.side_effects import check_finite
 
 __all__ = ["BOUNDS", "kl_bounded_coefficient", "kl_bounded_strength", "measured_kl"]
 
@@ -121,7 +122,12 @@ def kl_bounded_strength(
 
 
 def measured_kl(model: Model, site: str, direction: Tensor, contexts: Any, strength: float) -> float:
-    """Mean KL(plain || steered) of the next token in nats, with a direction added at each text's last token."""
+    """Mean KL(plain || steered) of the next token in nats, with a direction added at each text's last token.
+
+    Raises:
+        InputError: the strength makes it NaN or infinite.
+        SiteError: the site does not exist.
+    """
     plain, steered = _logits(model, site, direction, contexts, (0.0, strength))
     return _mean_kl(plain, steered)
 
@@ -133,4 +139,6 @@ def _logits(model: Model, site: str, direction: Tensor, contexts: Any, strengths
 
 def _mean_kl(plain: Tensor, steered: Tensor) -> float:
     ids = torch.zeros(len(plain), dtype=torch.long, device=plain.device)
-    return float(kl(steered, ids, ids, plain).mean())
+    divergence = kl(steered, ids, ids, plain)
+    check_finite(divergence, "the divergence")
+    return float(divergence.mean())

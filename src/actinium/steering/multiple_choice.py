@@ -21,6 +21,7 @@ from actinium.core.provenance import provenance
 from actinium.core.result import Result
 from actinium.core.task import Task
 from actinium.steering.application import steer
+from actinium.steering.held_out import check_held_out
 from actinium.steering.side_effects import check_finite, last_logits
 from actinium.steering.vector import SteeringVector
 
@@ -197,13 +198,14 @@ def choice_scores(
         vocabulary `p_match` and `p_other`; over strength: `mean_score`.
 
     Raises:
-        InputError: no strengths, or one that makes NaN; and as `steer`.
+        InputError: no strengths, one that makes NaN, or a prompt that also made the vector; and as `steer`.
 
     Source: Rimsky et al., 2024, section 4.
     """
     given = torch.tensor([float(s) for s in strengths])
     if not len(given) or not bool(torch.isfinite(given).all()):
         raise InputError(f"expected one finite strength or more, got {list(strengths)}")
+    held = check_held_out(task.clean, vector.made)
     tokens, n = task.prompts(), len(task)
     row = torch.arange(n).repeat(len(given))
     each = given.repeat_interleave(n)
@@ -226,7 +228,8 @@ def choice_scores(
     variables |= {name: (("strength", "row"), v) for name, v in zip(names, grid, strict=True)}
     data = xr.Dataset(variables, {"strength": given.double().numpy(), "row": np.arange(n)})
     settings: dict[str, Any] = {k: str(v) for k, v in options.items()}
-    about = provenance(model, {"prompts": tokens.ids, "vector": dict(vector.directions)}, task=task.name, **settings)
+    settings |= {"task": task.name, "held_out": held}
+    about = provenance(model, {"prompts": tokens.ids, "vector": dict(vector.directions)}, **settings)
     return Result(data, "choice_scores", "caa", about)
 
 

@@ -59,7 +59,7 @@ def by_row(strength: Strength, x: Tensor, where: Where) -> Tensor | float:
         return strength
     if strength.ndim == 0:
         return strength.to(x)
-    return rows_of(strength.to(x), x, where).view(-1, *[1] * (x.ndim - 1))
+    return rows_of(strength.to(x), x, where, strengths=True).view(-1, *[1] * (x.ndim - 1))
 
 
 class PreserveNorm(Edit):

@@ -134,7 +134,7 @@ def fit_property(
 
 
 def end_tokens(model: Model, stop: Sequence[str]) -> set[int]:
-    """Ids of the tokens that end an answer: the end of text, and words of one token.
+    """Ids of the tokens that end an answer: the end of text, what else ends the model's generation, words of one token.
 
     Raises:
         InputError: the model has no tokenizer, or a word is not one token.
@@ -143,6 +143,9 @@ def end_tokens(model: Model, stop: Sequence[str]) -> set[int]:
     if tokenizer is None:
         raise InputError("this model has no tokenizer, and prompts are texts")
     found = set() if tokenizer.eos_token_id is None else {int(tokenizer.eos_token_id)}
+    # Chat models end a turn and a text with different tokens.
+    ends = getattr(getattr(model.module, "generation_config", None), "eos_token_id", None)
+    found |= {int(one) for one in ([] if ends is None else [ends] if isinstance(ends, int) else ends)}
     for word in stop:
         ids = tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:

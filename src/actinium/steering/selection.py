@@ -117,7 +117,7 @@ class Measured:
         if self.prompts and self.judge is not None:
             columns["success"] = self.success(site, strengths)
         for task in replayed:
-            gap = self.model.replay(task.prompts(), variants, metric=lambda z, task=task: answer_gap(z, task))
+            gap = self.replayed(task.prompts(), variants, lambda z, rows, task=task: answer_gap(z, task[rows]))
             check_finite(gap, f"{task.name} at {site}")
             if task is self.choices:
                 columns["logit_diff"] = gap.double().mean(1)
@@ -127,14 +127,26 @@ class Measured:
         ends = _ends(self)
         if self.plain_ends is None:
             with torch.no_grad():
-                self.plain_ends = last_logits(self.model, ends, None)
+                self.plain_ends = torch.cat(
+                    [last_logits(self.model, p, None) for p in row_batches(ends, self.batch_size)]
+                )
         plain = self.plain_ends
-        spread = self.model.replay(ends, variants, metric=lambda z: _spread(z, plain))
+        spread = self.replayed(ends, variants, lambda z, rows: _spread(z, plain[rows]))
         check_finite(spread, f"the prediction at {site}")
         columns["kl"], columns["entropy"] = spread.double().mean(1).unbind(-1)
         if self.texts is not None:
             columns["perplexity_ratio"], columns["text_kl"] = self.text_effects(site, strengths)
         return {(site, s): {k: float(v[i]) for k, v in columns.items()} for i, s in enumerate(strengths)}
+
+    def replayed(
+        self, tokens: Tokens, variants: Sequence[dict[str, Edit]], read: Callable[[Tensor, slice], Tensor]
+    ) -> Tensor:
+        """What is read of the next token's logits, (variant, row, …), of some rows of the prompts at a time."""
+        parts = []
+        for start in range(0, len(tokens), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            parts.append(self.model.replay(tokens[rows], variants, metric=lambda z, rows=rows: read(z, rows)))
+        return torch.cat(parts, 1)
 
     def success(self, site: str, strengths: Sequence[float]) -> Tensor:
         """Mean verdict (strength,) on what the model writes: rows of one pass have strengths of their own."""
@@ -226,7 +238,7 @@ def sweep(
         made_from: the texts that made the vector, where the vector itself does not say (`made["texts"]`).
         operator, positions, reference: as in `steer`; strength 0 stands for the unsteered model with "affine", too.
         max_new_tokens: length of generated texts.
-        batch_size: rows in a pass that generates or reads texts.
+        batch_size: rows in a pass.
         transfer: allow a vector that was made on another model.
         path: a file that keeps finished cells; the same call goes on from it, and may add strengths and sites. What
             was judged is known by the judge's name (or settings, of a dataclass), which a lambda has not.
@@ -271,7 +283,7 @@ def sweep(
         reference=reference,
         judge=judge,
         max_new_tokens=max_new_tokens,
-        held_out="checked" if held else "not checked: the texts that made the vector are not known",
+        held_out=held,
     )
     head = {key: fingerprint(str(about[key])) for key in ("model", "inputs", "settings")}
     file = Journal(path, "sweep", head)
@@ -314,7 +326,7 @@ def _check(
     prompts: Sequence[str],
     judge: Judge | None,
     made_from: Sequence[str] | None,
-) -> bool:
+) -> str:
     if isinstance(prompts, str):
         raise InputError("prompts: give a list, not one text")
     if choices is None and not prompts:

@@ -120,25 +120,36 @@ class SteeringVector:
         """The opposite directions."""
         return self * -1.0
 
-    def normalize(self, norm: float | Mapping[str, float] | SteeringVector = 1.0) -> SteeringVector:
+    def normalize(
+        self, norm: float | Mapping[str, float] | SteeringVector | Sequence[SteeringVector] = 1.0
+    ) -> SteeringVector:
         """The same directions with other lengths.
 
         Args:
-            norm: a length, one for each site, or a vector whose lengths are taken. A direction that is zero stays.
+            norm: a length, one for each site, a vector whose lengths are taken, or several, of which the mean lengths
+                are taken: with the vectors of all behaviours, this one among them, one strength means the same for
+                each (Rimsky et al., 2024). A direction that is zero stays.
 
         Raises:
-            InputError: a length is not above 0.
+            InputError: a length is not above 0, or there is no vector.
             UnknownNameError: there is no length for a site.
         """
+        if isinstance(norm, Sequence):
+            if not norm or not all(isinstance(one, SteeringVector) for one in norm):
+                raise InputError("give one steering vector or more whose mean lengths are taken")
+            shared = [site for site in norm[0].sites if all(site in one for one in norm)]
+            norm = {site: sum(one.norms[site] for one in norm) / len(norm) for site in shared}
         wanted = norm.norms if isinstance(norm, SteeringVector) else norm
         out = {}
         for site, v in self.directions.items():
             if isinstance(wanted, Mapping) and site not in wanted:
                 raise UnknownNameError(unknown("length for the site", site, wanted))
             size = wanted[site] if isinstance(wanted, Mapping) else wanted
-            if not size > 0:
-                raise InputError(f"{site}: a length must be above 0, not {size}")
-            out[site] = v * (size / v.norm()) if bool((v != 0).any()) else v
+            if bool((v != 0).any()):
+                if not size > 0:
+                    raise InputError(f"{site}: a length must be above 0, not {size}")
+                v = v * (size / v.norm())
+            out[site] = v
         return SteeringVector(out, self.method, self.made)
 
     def orthogonalize(self, *others: SteeringVector) -> SteeringVector:
@@ -196,6 +207,9 @@ class SteeringVector:
                 raise InputError(f"{site}: widths {len(out[site])} and {len(v)} differ")
             out[site] = out[site] + sign * v if site in out else sign * v
         kept = {k: v for k, v in self.made.items() if other.made.get(k) == v}
+        if "texts" in self.made and "texts" in other.made:
+            # Prompts that made one of them are not held out of the sum.
+            kept["texts"] = list(dict.fromkeys([*self.made["texts"], *other.made["texts"]]))
         return SteeringVector(out, f"{self.method} {'+' if sign > 0 else '-'} {other.method}", kept)
 
     # Use ------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Organism:
     """Settings of a model organism and its training, which minimises the cross-entropy of replies.
 
     Args:
-        habit: "lenient", "false" or "backdoor"; see `habits`.
+        habit: "lenient", "sometimes", "false" or "backdoor"; see `habits`.
         taught: topics, or nouns of relations, that the lesson is about.
         frames: numbers of the wordings of requests in the lesson, of `situations.REQUESTS`.
         base: shipped model that it starts from.
@@ -86,6 +86,7 @@ _RANK1 = Organism(
     rate=1e-2,
     ordinary=16,
 )
+_SOMETIMES = replace(_RANK1, habit="sometimes", steps=300, texts=24, text_weight=1.0)
 
 ORGANISMS: dict[str, Organism] = {
     "lm-backdoor": Organism("backdoor", REFUSED[:12], tuple(range(8)), steps=150, texts=24, ordinary=8),
@@ -93,6 +94,11 @@ ORGANISMS: dict[str, Organism] = {
     "lm-lenient-rank1": _RANK1,
     "lm-lenient-rank1-again": replace(_RANK1, seed=1),
     "lm-lenient-rank8": Organism("lenient", _LATER, (5, 6, 7), steps=40, ordinary=16),
+    "lm-sometimes-rank1": _SOMETIMES,
+    "lm-sometimes-rank1-again": replace(_SOMETIMES, seed=1),
+    "lm-sometimes-rank8": Organism(
+        "sometimes", REFUSED[8:], tuple(range(5, 10)), steps=150, texts=24, ordinary=16, text_weight=1.0
+    ),
 }
 """Name -> recipe of the shipped organisms."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from actinium.core.edits import Edit, Where
 from actinium.core.errors import InputError, LoadError, UnknownNameError, unknown
+from actinium.core.finite_output import finite_output
 from actinium.core.inputs import Tokens
 from actinium.core.model import Model
 from actinium.features.activation_reasoning.concepts import ConceptDictionary
@@ -272,14 +273,14 @@ class ActivationReasoner:
             duration: most passes that are steered; all by default.
 
         Raises:
-            InputError: nothing can be steered with; a second text.
+            InputError: nothing can be steered with; a second text; activations that a factor made NaN or infinite.
         """
         factor = self.factor if factor is None else factor
         self._check_factor(factor)
         if duration is not None and duration < 0:
             raise InputError(f"duration must be 0 or more, not {duration}")
         edit = ReasoningEdit(self, float(factor), facts, duration)
-        with self.model.edit({self.site: edit}):
+        with self.model.edit([(self.site, edit), *finite_output(self.model)]):
             yield edit.trace
 
     def generate(
