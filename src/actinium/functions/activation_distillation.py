@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils import _pytree
 
 from actinium.core.errors import InputError
 from actinium.core.estimator import Estimator
+from actinium.core.evaluation import evaluating
 from actinium.core.progress import shown
 from actinium.functions.graft_calls import OperatorCall, Select, chosen, packed, read_of
 
@@ -91,13 +91,13 @@ class ActivationDistiller(Estimator):
         operator = _wide(copy.deepcopy(self.operator), calls[0].y)
         self.whole_ = isinstance(operator, type(self.old))
         behind, ahead = _reach(self._raw, self.old, calls[0])
-        with _evaluation(operator):
+        with evaluating(operator):
             self._check_operator(operator, judged[0], sees_later=ahead or not behind)
         self.loss_ = ("l1" if behind or ahead else "l2") if self.loss == "auto" else self.loss
         if self.loss == "auto" and calls[0].y.ndim > 3:
             raise InputError(f"{self.name} gives {tuple(calls[0].y.shape)}, not (batch, tokens, width): name the loss")
         self._regress(operator, learned, judged, progress)
-        with _evaluation(operator):
+        with evaluating(operator):
             self.relative_error_ = self._relative_error(operator, judged)
         first = next(self.old.parameters(), calls[0].y)
         self.operator_ = operator.to(first.dtype).train(self.old.training)
@@ -150,7 +150,7 @@ class ActivationDistiller(Estimator):
         regression = REGRESSIONS[self.loss_]
 
         def judge() -> float:
-            with torch.no_grad(), _evaluation(operator):
+            with torch.no_grad(), evaluating(operator):
                 return _mean([float(regression(self._new(operator, c), _wide(c.y, c.y))) for c in judged])
 
         weights = [p for p in operator.parameters() if p.requires_grad]
@@ -212,18 +212,6 @@ class GraftedOperator(nn.Module):
         if any(kwargs.get(name) is not None for name in CACHES):
             raise InputError(f"{type(self.operator).__name__} keeps no cache: call the network with use_cache=False")
         return packed(self.operator(read_of(args, kwargs, type(self.operator).__name__)), self._select, self._layout)
-
-
-@contextmanager
-def _evaluation(operator: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of the block."""
-    modes = {part: part.training for part in operator.modules()}
-    operator.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Self
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError, UnknownNameError, unknown
+from actinium.core.evaluation import evaluating
 from actinium.functions.daruan import QKANLayer
 from actinium.functions.edge_layers import KANLayer
 from actinium.functions.jacobi_layers import (
@@ -143,7 +143,7 @@ class KANNetwork(nn.Module):
 
         Source: Liu et al., 2024, arXiv 2408.10205, section 5.3.
         """
-        with _evaluating(self):
+        with evaluating(self):
             inputs, outputs = self.edges(x)
         last = inputs[-1]
         node = torch.full((last.shape[1],), 1 / last.shape[1], dtype=last.dtype, device=last.device)
@@ -279,7 +279,7 @@ class KANNetwork(nn.Module):
         of = self.layers[layer]
         if not (0 <= output < of.out_dim and 0 <= i < of.in_dim):
             raise InputError(f"there is no edge from {i} to {output} in a layer {of.in_dim} -> {of.out_dim}")
-        with torch.no_grad(), _evaluating(self):
+        with torch.no_grad(), evaluating(self):
             inputs, outputs = self.edges(x)
             entering = of.prepare(inputs[layer])
         return fit_symbolic(entering[:, i], outputs[layer][:, output, i], functions)
@@ -310,7 +310,7 @@ class KANNetwork(nn.Module):
         """
         placed: dict[tuple[int, int, int], SymbolicFit] = {}
         for number, layer in enumerate(self.layers):
-            with torch.no_grad(), _evaluating(self):
+            with torch.no_grad(), evaluating(self):
                 values = self.edges(x)[1][number]
             constant = values.amin(0) == values.amax(0)
             for output, i in layer.kept().nonzero().tolist():
@@ -365,18 +365,6 @@ class KANNetwork(nn.Module):
             " + ".join([*(f"{w:.4g} ({text})" for w, text in zip(row, texts, strict=True)), f"{b:.4g}"])
             for row, b in zip(self.head.weight.tolist(), self.head.bias.tolist(), strict=True)
         ]
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    """All parts in evaluation mode, and afterwards in the one that each was in."""
-    modes = {part: part.training for part in network.modules()}
-    try:
-        network.eval()
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def _entropy(p: Tensor, along: int) -> Tensor:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError
+from actinium.core.evaluation import evaluating
 from actinium.core.model import Model
 from actinium.core.progress import shown
 from actinium.core.provenance import provenance
@@ -308,15 +309,11 @@ def _moved(model: nn.Module | Model) -> Iterator[_Weights]:
     if not isinstance(module, nn.Module):
         raise InputError(f"expected a network (a module or a Model), not {type(model).__name__}")
     weights = _Weights(module)
-    modes = {part: part.training for part in module.modules()}
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(module):
         try:
-            module.eval()
             yield weights
         finally:
             weights.restore()
-            for part, training in modes.items():
-                part.training = training
 
 
 def _loss(model: Any, loss_fn: Loss, batch: Any) -> float:

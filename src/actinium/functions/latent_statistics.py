@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError
+from actinium.core.evaluation import evaluating
 from actinium.core.model import Model
 from actinium.core.provenance import provenance
 from actinium.core.reducers import Moments
@@ -141,13 +142,8 @@ def latent_variance(
     """
     known = model if isinstance(model, Model) else Model(model)
     sites = [f"module:{name}" for name in find_activations(known.module)] if at is None else at
-    modes = {part: part.training for part in known.module.modules()}
-    try:
-        known.module.eval()
+    with evaluating(known.module):
         read = known.record(inputs, sites, reduce=Moments(), batch_size=batch_size, progress=progress)
-    finally:
-        for part, training in modes.items():
-            part.training = training
     rows: dict[str, list[float]] = {k: [] for k in ("mean_var", "mean_std", "pooled_var", "count", "dropped")}
     for found in read.values.values():
         pooled = found.pooled

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,11 +15,43 @@ from actinium.functions.registry import ActivationSpec, check_input, checked, ev
 __all__ = ["Activation"]
 
 
+def _recomputing(graph: Any, inputs: Any) -> Any:
+    """Inductor, keeping nothing but the inputs for the backward pass.
+
+    By default it keeps masks of a byte, and kernels on CPUs that read those are not vectorised: ReLU is twelve times as
+    slow.
+    """
+    # Here, since to import the compiler takes as long as to import torch.
+    from torch._dynamo import lookup_backend
+    from torch._functorch import config
+
+    with config.patch(activation_memory_budget=0.0):
+        return lookup_backend("inductor")(graph, inputs)
+
+
 @cache
-def _fused(spec: ActivationSpec) -> Callable[..., Tensor]:
-    """`evaluate` as one compiled kernel forward and one backward, shared by all modules of a function."""
-    compiled = torch.compile(partial(evaluate, spec), dynamic=True)
-    return lambda _, x, parameters: compiled(x, parameters)
+def _compiled(spec: ActivationSpec, whole: tuple[tuple[str, int], ...]) -> Callable[..., Tensor]:
+    """`evaluate` as one compiled kernel forward and one backward, shared by all modules of a function.
+
+    Whole parameters are constants of the kernel: as arguments they could become symbols, of which not every power
+    compiles.
+    """
+    fixed = dict(whole)
+
+    def fused(x: Tensor, parameters: dict[str, Any]) -> Tensor:
+        return evaluate(spec, x, {**parameters, **fixed})
+
+    # Kernels are counted by code object, and nothing is compiled after eight of one: each function has its own.
+    fused.__code__ = fused.__code__.replace(co_name=f"fused_{spec.key}")
+    return torch.compile(fused, backend=_recomputing)
+
+
+def _fused(spec: ActivationSpec, x: Tensor, parameters: Mapping[str, Any]) -> Tensor:
+    if torch.compiler.is_compiling():
+        return evaluate(spec, x, parameters)  # the kernel around it is the fused one
+    whole = tuple((name, value) for name, value in parameters.items() if type(value) is int)
+    others = {name: value for name, value in parameters.items() if type(value) is not int}
+    return _compiled(spec, whole)(x, others)
 
 
 class Activation(nn.Module):
@@ -86,7 +118,7 @@ class Activation(nn.Module):
             held[name] = self._spread(value, x)
         if self.spec.kind == "stochastic":
             held["training"] = self.training
-        return (_fused(self.spec) if self.fused else evaluate)(self.spec, x, held)
+        return (_fused if self.fused else evaluate)(self.spec, x, held)
 
     def _spread(self, value: Tensor, x: Tensor) -> Tensor:
         """A parameter (num_parameters,) as it broadcasts with x."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from actinium.core.errors import InputError
+from actinium.core.evaluation import evaluating
 from actinium.functions.function_fit import FunctionFit, fit_to_function
 from actinium.functions.registry import ActivationSpec, every, get, spec
 
@@ -152,11 +153,9 @@ def _to_device_of(network: nn.Module, fresh: nn.Module) -> nn.Module:
 
 def _probed(module: nn.Module) -> Tensor | None:
     """Values of a module on the probe in evaluation, if it is a function of each element."""
-    training = module.training
     try:
-        module.eval()
         first = next(module.parameters(), PROBE)
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(module):
             y = module(PROBE.to(first.device, torch.float32)[None])
             if not isinstance(y, Tensor) or y.shape != (1, len(PROBE)):
                 return None
@@ -166,8 +165,6 @@ def _probed(module: nn.Module) -> Tensor | None:
         return y[0].cpu().float() if same else None
     except Exception:  # whatever a module that wants other inputs raises: it is no activation function
         return None
-    finally:
-        module.train(training)
 
 
 def _wanted(old: str | Function | None) -> list[Tensor]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from actinium.core.errors import ActiniumError, ActiniumWarning, InputError, unknown
+from actinium.core.evaluation import evaluating
 from actinium.core.loading import load
 from actinium.core.model import Model
 from actinium.core.result import Result
@@ -99,7 +99,8 @@ def scan(
     check_source(text, data, dataset)
     folder = check_folder(out, formats) if out is not None else None
     loaded, said = (StoredModel(_opened(store)), []) if store is not None else _loaded(model, device)
-    with evaluating(loaded):
+    # Dropout and batch statistics stand still.
+    with evaluating(loaded.module):
         sample = (
             of_store(loaded, limit)
             if isinstance(loaded, StoredModel)
@@ -176,18 +177,6 @@ def check_folder(out: str | os.PathLike[str], formats: Sequence[str] = FORMATS) 
     for path in made:  # the report makes it again; nothing is left behind if the input is refused later
         path.rmdir()
     return folder
-
-
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Evaluation mode while the block lasts, so that dropout and batch statistics stand still."""
-    training = [m for m in model.module.modules() if m.training]
-    model.module.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _measure_all(outcomes: list[Outcome], model: Model, sample: Sample, progress: bool) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from actinium.core.concentration import gini
 from actinium.core.errors import InputError
+from actinium.core.evaluation import evaluating
 from actinium.core.inputs import Inputs
 from actinium.core.model import Model
 from actinium.core.progress import shown
@@ -307,16 +308,13 @@ def _mean_loss(loss: LossFn, model: Any, parts: Sequence[Any]) -> float:
 @contextmanager
 def _differentiable(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, and gradients in every parameter, for the time of the block."""
-    training = {m: m.training for m in module.modules()}
     wanted = {p: p.requires_grad for p in module.parameters()}
     try:
-        module.eval()
         for p in wanted:
             p.requires_grad_(p.is_floating_point())
-        yield
+        with evaluating(module):
+            yield
     finally:
-        for m, mode in training.items():
-            m.training = mode
         for p, grad in wanted.items():
             p.requires_grad_(grad)
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from actinium.core.errors import InputError
 from actinium.core.estimator import Estimator
+from actinium.core.evaluation import evaluating
 from actinium.core.rows import as_rows
 
 __all__ = [
@@ -79,17 +80,12 @@ class MCDropoutPredictor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K, n, C) of inputs (n, ...)."""
-        modes = [(m, m.training) for m in self.module.modules()]
-        self.module.eval()
-        try:
-            out = []
+        out = []
+        with evaluating(self.module):
             for sample in range(self.samples):
                 with self._masked(torch.Generator().manual_seed(self.seed * 1_000_003 + sample)):
                     out.append(self.module(x))
-            return torch.stack(out)
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        return torch.stack(out)
 
     @contextmanager
     def _masked(self, random: torch.Generator) -> Iterator[None]:
