@@ -73,6 +73,24 @@ def test_the_pass_ends_within_the_block_at_the_site():
         watch.close()
 
 
+def test_a_block_that_stops_ends_at_the_last_site_unless_another_recording_goes_on():
+    model, after = shared("llama"), []
+    watch = Started(model.module)
+    try:
+        with model.recording("blocks.0.resid_post", stop=True) as rec:
+            model.module(token_ids())
+            after.append("the pass")
+        assert not after and "model.layers.1" not in watch.names
+        want = model.record(token_ids(), "blocks.0.resid_post")["blocks.0.resid_post"]
+        torch.testing.assert_close(rec["blocks.0.resid_post"], want)
+        with model.recording("logits") as whole, model.recording("blocks.0.resid_post", stop=True):
+            model.module(token_ids())
+            after.append("the pass")
+        assert after and "logits" in whole and "lm_head" in watch.names
+    finally:
+        watch.close()
+
+
 def test_memory_of_the_graph_is_not_kept_unless_asked():
     model = shared("gpt2")
     assert not model.record(token_ids(), "blocks.0.resid_post")["blocks.0.resid_post"].requires_grad

@@ -48,6 +48,21 @@ def test_activations_are_those_of_whole_texts(name, side):
             assert np.abs(got[site] - want[site]).max() < 1e-4 * max(1.0, np.abs(want[site]).max())
 
 
+def test_blocks_behind_the_last_site_and_the_logits_are_not_computed():
+    model, calls = shared("gpt2"), []
+    up, down = pairs()
+    parts = {"block": model.module.transformer.h[1], "logits": model.module.lm_head}
+    handles = [m.register_forward_pre_hook(lambda *_, name=name: calls.append(name)) for name, m in parts.items()]
+    try:
+        assert paired_activations(model, up, down, ["blocks.0.resid_post"], (-1, -1), batch_size=4, progress=False), (
+            "is shared"
+        )
+        assert calls == []
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def test_vectors_are_the_same_with_and_without_sharing(lm, monkeypatch):
     found = ac.world.contrasts.contrast("refusal-reply", 12)
     for position in (-1, "suffix"):

@@ -303,13 +303,18 @@ class Model:
             progress=progress,
         )
 
-    def recording(self, at: Any, *, grad: bool = False, device: Any = None, dtype: torch.dtype | None = None) -> Any:
+    def recording(
+        self, at: Any, *, grad: bool = False, device: Any = None, dtype: torch.dtype | None = None, stop: bool = False
+    ) -> Any:
         """Record around any calls of the model, `generate` included; the Recording is filled when the block ends.
 
         With a key-value cache each site holds the prompt and the new tokens, as one pass over the sequence gives
         (the last token generated was never run through the model and is not there).
+
+        With `stop` the block, and the pass in it, end when every site has been reached, unless something else is recorded
+        at the same time: nothing behind is computed, and nothing is returned.
         """
-        return reading.recording(self, at, grad=grad, device=device, dtype=dtype)
+        return reading.recording(self, at, grad=grad, device=device, dtype=dtype, stop=stop)
 
     # Writing --------------------------------------------------------------------------------------------------
 

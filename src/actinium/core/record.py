@@ -246,18 +246,29 @@ def _words(model: Model, ids: Tensor, mask: Tensor) -> Callable[[], list[list[st
 
 @contextmanager
 def recording(
-    model: Model, at: Any, *, grad: bool = False, device: Any = None, dtype: torch.dtype | None = None
+    model: Model,
+    at: Any,
+    *,
+    grad: bool = False,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    stop: bool = False,
 ) -> Iterator[Recording]:
     """See `Model.recording`."""
-    session = _Session(model, at, _converter(grad, device, dtype), stop=False)
+    session = _Session(model, at, _converter(grad, device, dtype), stop=stop)
     for collector in session.collectors:
         inner = collector.change
         collector.change = lambda v, inner=inner: inner(v) if grad else inner(v).clone()  # type: ignore[misc]
+    if stop:
+        session.restart()
     ids = _TokenWatch(model)
     rec = Recording({}, {}, n_layers=model.n_layers)
     try:
         with model.running(session.program, ids.watch()):
             yield rec
+    except Finished as finished:
+        if finished.program is not session.program:
+            raise
     finally:
         rec.tokens, rec.mask = ids.result()
         for collector in session.collectors:

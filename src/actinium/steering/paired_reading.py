@@ -124,21 +124,26 @@ class _Reader:
     @torch.no_grad()
     def read(self, pairs: list[int]) -> dict[str, tuple[Tensor, Tensor]]:
         """(pairs, width) float32 on the CPU of both sides by site."""
+        from transformers import DynamicCache
+
         model, device = self.model, self.model.device
         starts, mask = pad([self.rows[0][i][: self.shared[i]] for i in pairs], 0, "left")
         options: dict[str, Any] = {"attention_mask": mask.long().to(device), "use_cache": True}
         if self.positions:
             options["position_ids"] = (mask.long().cumsum(1) - 1).clamp_min(0).to(device)
-        cache = model.module(input_ids=starts.to(device), **options, **self.fewer).past_key_values
-        if type(cache).__name__ != "DynamicCache":
-            raise TypeError("another kind of cache")
+        cache = DynamicCache(config=model.config)
+        if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+            raise TypeError("a cache with windows, whose columns padding takes")
+        # Nothing behind the last site is computed, of which no entries are in the cache.
+        with model.recording(self.sites, stop=True):
+            model.module(input_ids=starts.to(device), past_key_values=cache, **options, **self.fewer)
         cache.batch_repeat_interleave(2)
         ends, real = pad([self.rows[side][i][self.shared[i] :] for i in pairs for side in range(2)], 0, "right")
         both = torch.cat([mask.repeat_interleave(2, 0), real], 1)
         options = {"attention_mask": both.long().to(device), "use_cache": True, "past_key_values": cache}
         if self.positions:
             options["position_ids"] = (both.long().cumsum(1) - 1)[:, mask.shape[1] :].clamp_min(0).to(device)
-        with model.recording(self.sites) as rec:
+        with model.recording(self.sites, stop=True) as rec:
             model.module(input_ids=ends.to(device), **options, **self.fewer)
         weights = torch.zeros(len(ends), ends.shape[1])
         for k, i in enumerate(pairs):
