@@ -311,8 +311,8 @@ class Model:
         With a key-value cache each site holds the prompt and the new tokens, as one pass over the sequence gives
         (the last token generated was never run through the model and is not there).
 
-        With `stop` the block, and the pass in it, end when every site has been reached, unless something else is recorded
-        at the same time: nothing behind is computed, and nothing is returned.
+        With `stop` the block, and the pass in it, end when every site has been reached, unless something else is
+        recorded at the same time: nothing behind is computed, and nothing is returned.
         """
         return reading.recording(self, at, grad=grad, device=device, dtype=dtype, stop=stop)
 
