@@ -52,7 +52,9 @@ def rows(settings: Settings) -> list[Row]:
 
 
 def _is_elementwise(spec: ActivationSpec) -> bool:
-    return spec.arity == "elementwise" and spec.function is not None and spec.kind != "stochastic"
+    # The others have modules of their own, which are not fused.
+    general = spec.function is not None and spec.module is None
+    return general and spec.arity == "elementwise" and spec.kind != "stochastic"
 
 
 def _pass(f: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
