@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from actinium.functions.argument_bounds import LEAST, at_least, at_most, logarithm, tensor_like
-from actinium.functions.dynamic_units import MetaACON
 from actinium.functions.gates import END, algebraic, apa, capped_exp
+from actinium.functions.layers.dynamic_units import MetaACON
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import cdf, finite, floor_at_lowest, hypot, neg, pos, sig, softplus
 

@@ -11,7 +11,7 @@ from actinium.functions.argument_bounds import LEAST, at_least, between, tensor_
 from actinium.functions.gates import aranda_ordaz, capped_exp
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import finite, floor_at_lowest, hypot, neg, sig, softplus
-from actinium.functions.taaf import TAAF
+from actinium.functions.units.taaf import TAAF
 
 __all__ = ["FAMILY", "ROWS"]
 

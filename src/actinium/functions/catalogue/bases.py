@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actinium.functions.basis_units import PolynomialUnit
-from actinium.functions.kernel_units import KernelUnit
-from actinium.functions.network_units import ActivationEnsemble, VariableUnit
-from actinium.functions.rational_units import EnhancedRational
 from actinium.functions.registry import INF, Properties, row, trainable
-from actinium.functions.spline_units import BSplineEdge, CubicSpline, LinearSpline
+from actinium.functions.units.basis_units import PolynomialUnit
+from actinium.functions.units.kernel_units import KernelUnit
+from actinium.functions.units.network_units import ActivationEnsemble, VariableUnit
+from actinium.functions.units.rational_units import EnhancedRational
+from actinium.functions.units.spline_units import BSplineEdge, CubicSpline, LinearSpline
 
 __all__ = ["FAMILY", "ROWS"]
 

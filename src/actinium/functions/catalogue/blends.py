@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from actinium.functions.basis_units import FourierUnit
-from actinium.functions.blending_units import (
+from actinium.functions.registry import row
+from actinium.functions.units.basis_units import FourierUnit
+from actinium.functions.units.blending_units import (
     COMBINED_POOL,
     CompoundUnit,
     KroneckerUnit,
     LinearCombination,
     RowdyUnit,
 )
-from actinium.functions.kernel_units import GaussianMixtureUnit
-from actinium.functions.registry import row
+from actinium.functions.units.kernel_units import GaussianMixtureUnit
 
 __all__ = ["FAMILY", "ROWS"]
 

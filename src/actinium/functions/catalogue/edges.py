@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actinium.functions.daruan import DARUAN
+from actinium.functions.kan.daruan import DARUAN
 from actinium.functions.registry import row
 
 __all__ = ["FAMILY", "ROWS"]

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from actinium.core.errors import InputError
-from actinium.functions.bipolar_units import ChannelBipolar, alternate
 from actinium.functions.dimensions import grouped, halves, place_of
-from actinium.functions.dynamic_units import DynamicReLU
-from actinium.functions.funnel_units import FunnelReLU, SpatialMax
 from actinium.functions.gates import gelu, silu
-from actinium.functions.maxout_units import Maxout
+from actinium.functions.layers.dynamic_units import DynamicReLU
+from actinium.functions.layers.funnel_units import FunnelReLU, SpatialMax
+from actinium.functions.layers.maxout_units import Maxout
 from actinium.functions.registry import Parameter, fixed, row, trainable
 from actinium.functions.stable import pos, sig
+from actinium.functions.units.bipolar_units import ChannelBipolar, alternate
 
 __all__ = ["FAMILY", "ROWS"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actinium.functions.registry import row
-from actinium.functions.smart_mixed import MIXED_POOL, GumbelActivationSelector, Pool
+from actinium.functions.units.smart_mixed import MIXED_POOL, GumbelActivationSelector, Pool
 
 __all__ = ["FAMILY", "ROWS"]
 

@@ -13,7 +13,7 @@ from actinium.functions.argument_bounds import LEAST
 from actinium.functions.rectifiers import leaky, log1p_of, relu_and_sine, size_of, softsign_left, split, tent
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import finite, log1p_pos, neg, pos, power, softplus
-from actinium.functions.statistics_units import AdaptiveOffset, ErrorSlope, MarginReLU
+from actinium.functions.units.statistics_units import AdaptiveOffset, ErrorSlope, MarginReLU
 
 __all__ = ["FAMILY", "ROWS"]
 

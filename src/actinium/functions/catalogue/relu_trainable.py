@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from actinium.functions.argument_bounds import LEAST, at_least
-from actinium.functions.piecewise_linear_units import AdaptivePiecewiseLinear, PiecewiseLinearUnit
 from actinium.functions.rectifiers import (
     damped,
     leaky,
@@ -20,7 +19,8 @@ from actinium.functions.rectifiers import (
 )
 from actinium.functions.registry import INF, Properties, fixed, row, trainable
 from actinium.functions.stable import cdf, finite, hypot, neg, pos, sig, softplus
-from actinium.functions.wavelet_units import GaussianReLU, MexicanReLU
+from actinium.functions.units.piecewise_linear_units import AdaptivePiecewiseLinear, PiecewiseLinearUnit
+from actinium.functions.units.wavelet_units import GaussianReLU, MexicanReLU
 
 __all__ = ["FAMILY", "ROWS"]
 

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from actinium.functions.argument_bounds import LEAST, at_least
 from actinium.functions.dimensions import place_of
+from actinium.functions.layers.simplex_maps import entmax, sparsemax
 from actinium.functions.registry import Parameter, fixed, row, trainable
-from actinium.functions.simplex_maps import entmax, sparsemax
 from actinium.functions.stable import pos
 
 __all__ = ["FAMILY", "ROWS"]

@@ -6,12 +6,12 @@ import math
 
 from torch import Tensor
 
-from actinium.functions.divisive_normalisation import GDN
-from actinium.functions.entropy_constraint import ERASoftmax
 from actinium.functions.gates import gelu
+from actinium.functions.layers.divisive_normalisation import GDN
+from actinium.functions.layers.entropy_constraint import ERASoftmax
 from actinium.functions.registry import INF, Properties, fixed, row
 from actinium.functions.stable import pos
-from actinium.functions.variance_unit import VeLU
+from actinium.functions.units.variance_unit import VeLU
 
 __all__ = ["FAMILY", "ROWS"]
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from actinium.functions.matrix_activations import (
+from actinium.functions.layers.matrix_activations import (
     BandedMatrixActivation,
     DiagonalMatrixActivation,
     TridiagonalMatrixActivation,
 )
-from actinium.functions.pade_units import PAU, RandomizedPAU
-from actinium.functions.polynomial_composition import PolyNorm
 from actinium.functions.registry import row
+from actinium.functions.units.pade_units import PAU, RandomizedPAU
+from actinium.functions.units.polynomial_composition import PolyNorm
 
 __all__ = ["FAMILY", "ROWS"]
 

@@ -1,0 +1,1 @@
+"""Which of several activation functions: paired runs on one task, and what they leave in the network."""

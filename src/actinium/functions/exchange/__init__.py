@@ -1,0 +1,1 @@
+"""Putting another operator where a finished network has one: activation functions, grafts, whole blocks."""

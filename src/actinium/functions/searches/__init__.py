@@ -1,0 +1,1 @@
+"""Searches for activation functions and settings, and what decided their outcome."""

@@ -1,0 +1,1 @@
+"""Activation functions that learn their shape, number by number."""
