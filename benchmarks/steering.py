@@ -174,14 +174,16 @@ def _check(
         sites = {i: f"blocks.{i}.resid_post" for i in made[REPENG].directions if i < model.n_layers - 1}
         up, down = (model.record(texts, at=list(sites.values()), positions=-1, batch_size=32) for texts in pairs)
         for i, site in sites.items():
-            # repeng's component is that of scikit-learn's randomised solver above 500 dimensions, and the two first
-            # components are nearly alike: what has to agree is how much of the differences lies along it.
+            # repeng's component is that of scikit-learn's randomised solver above 500 dimensions, drawn anew each time,
+            # and the two first components are nearly alike: what has to agree is how much of the differences lies along
+            # it, theirs up to what the solver leaves, ours being the most that there is.
             differences = (up[site] - down[site]).double().flatten(1).numpy()
             along = [
                 np.square(differences @ v).sum() / np.square(v).sum()
                 for v in (made[component][site].double().numpy(), made[REPENG].directions[i])
             ]
-            agree(f"squares along the components of block {i}", along[1] / along[0], 1.0, 1e-2)
+            agree(f"squares along the components of block {i}", along[1] / along[0], 1.0, 5e-2)
+            agree(f"squares along ours against the most, block {i}", max(along[1] / along[0], 1.0), 1.0, 1e-5)
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class Where:
     def __init__(self, site: Site, now: Pass, start: int | None = None) -> None:
         self.site, self.now = site, now
         self.start = now.start if start is None else start
-        self.pos = next((i for i, d in enumerate(site.dims) if d in ("pos", "query")), None)
+        self.pos = _position_dim(site.dims)
 
 
 class Edit:
@@ -154,6 +155,11 @@ def _integers(name: str, value: int | Iterable[int]) -> list[int]:
     return [int(v) for v in values]
 
 
+@cache
+def _position_dim(dims: tuple[str, ...]) -> int | None:
+    return next((i for i, d in enumerate(dims) if d in ("pos", "query")), None)
+
+
 def _head_dim(dims: Sequence[str]) -> int | None:
     return next((i for i, d in enumerate(dims) if d in ("head", "kv_head")), None)
 
@@ -187,10 +193,10 @@ def rows_of(value: Tensor, x: Tensor, where: Where, strengths: bool = False) -> 
     Raises:
         InputError: there are numbers for another number of rows.
     """
+    if value.ndim == 1 and not strengths and len(value) == x.shape[-1]:
+        return value
     total, first = where.now.rows, where.now.row_start
     copies = _copies(x, where)
-    if value.shape == x.shape[-1:] and not strengths:
-        return value
     if copies > 1 and value.ndim in (1, x.ndim) and value.shape[0] * copies == x.shape[0] and value.shape[0] > 1:
         # Beams and sampled sequences stand beside each other, prompt after prompt.
         return value.repeat_interleave(copies, 0)

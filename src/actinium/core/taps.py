@@ -83,7 +83,7 @@ class Tap:
     def unview(self, new: Tensor, raw: Tensor) -> Tensor:
         """Bring a new value back to the module's layout."""
         if self.half is None:
-            return new.reshape(raw.shape)
+            return new if new.shape == raw.shape else new.reshape(raw.shape)
         parts = list(raw.chunk(2, -1))
         parts[self.half] = new.reshape(parts[self.half].shape)
         return torch.cat(parts, -1)
@@ -172,8 +172,8 @@ def dispatch(key: Key, value: Tensor, in_place: bool = False) -> Tensor:
         if key in program.modules:
             program.calls[key] = program.calls.get(key, 0) + 1
     for program in programs:
-        alone = sum(bool(p.readers) for p in programs) == 1
-        if program.stop and alone and not program.pending and key in program.readers:
+        wanted = program.stop and not program.pending and key in program.readers
+        if wanted and sum(bool(p.readers) for p in programs) == 1:
             raise Finished(program)
     return new
 
@@ -204,7 +204,7 @@ def swap(value: Any, old: Tensor, new: Tensor) -> Any:
                 value[key] = replaced
         return value
     if isinstance(value, tuple | list):
-        items = [swap(v, old, new) for v in value]
+        items = [new if v is old else v if isinstance(v, Tensor) else swap(v, old, new) for v in value]
         if all(a is b for a, b in zip(items, value, strict=True)):
             return value
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

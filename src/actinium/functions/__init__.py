@@ -115,6 +115,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         ],
         "layers.simplex_maps": ["entmax", "sparsemax"],
         "layers.siren": ["siren_init_"],
+        "layers.truncated_policy": ["TruncatedNormalPolicy"],
         "searches.activation_expression": ["ActivationExpression", "ExpressionUnit", "PRESETS"],
         "searches.activation_search": ["EvolutionaryActivationSearch", "exhaustive_search", "TaskChild"],
         "searches.entropy_correction": [

@@ -38,6 +38,42 @@ def test_entropies_are_those_of_scipy():
     assert float(policy_entropy(logits=torch.tensor([0.0, -math.inf, 0.0]))) == pytest.approx(math.log(2))
 
 
+def test_the_cut_policy_is_scipys():
+    mu, log_std = normal(4, 3), normal(4, 3, seed=1) - 0.5
+    policy = ac.functions.TruncatedNormalPolicy(mu, log_std)
+    loc, scale = torch.tanh(mu).numpy(), log_std.exp().numpy()
+    cut = stats.truncnorm((-1 - loc) / scale, (1 - loc) / scale, loc, scale)
+    torch.manual_seed(0)
+    drawn = policy.sample((4000,))
+    assert drawn.shape == (4000, 4, 3) and policy.batch_shape == (4,) and policy.event_shape == (3,)
+    np.testing.assert_allclose(policy.log_prob(drawn), cut.logpdf(drawn.numpy()).sum(-1), rtol=1e-9)
+    np.testing.assert_allclose(policy.entropy(), cut.entropy().sum(-1), rtol=1e-8)
+    for i in range(4):
+        for j in range(3):
+            one = stats.truncnorm((-1 - loc[i, j]) / scale[i, j], (1 - loc[i, j]) / scale[i, j], loc[i, j], scale[i, j])
+            assert stats.kstest(drawn[:, i, j].numpy(), one.cdf).pvalue > 1e-4
+    assert torch.equal(policy.mode, torch.tanh(mu))
+    np.testing.assert_allclose(policy.mean, cut.mean(), rtol=1e-8)
+    np.testing.assert_allclose(policy.variance, cut.var(), rtol=1e-8)
+    # Gradients are those of the mean.
+    mu, log_std = mu.requires_grad_(), log_std.requires_grad_()
+    policy = ac.functions.TruncatedNormalPolicy(mu, log_std)
+    found = torch.autograd.grad(policy.rsample((200_000,)).mean(0).sum(), (mu, log_std), retain_graph=True)
+    for one, wanted in zip(found, torch.autograd.grad(policy.mean.sum(), (mu, log_std)), strict=True):
+        torch.testing.assert_close(one, wanted, atol=1e-2, rtol=1e-2)
+
+
+def test_the_cut_policy_keeps_within_its_limits():
+    narrow = ac.functions.TruncatedNormalPolicy(torch.tensor([[8.0, -8.0]]), torch.tensor([[-8.0, -8.0]]))
+    drawn = narrow.rsample((1000,))
+    assert float(drawn.abs().max()) <= 1 - 9e-7 and drawn.isfinite().all()
+    assert float(narrow.log_prob(torch.zeros(1, 2))) == -40.0
+    with pytest.raises(InputError, match="one shape"):
+        ac.functions.TruncatedNormalPolicy(torch.zeros(2), torch.zeros(3))
+    with pytest.raises(InputError, match="NaN"):
+        ac.functions.TruncatedNormalPolicy(torch.tensor([math.nan]), torch.zeros(1))
+
+
 def test_a_gaussian_has_its_target_entropy_exactly_without_a_floor():
     head = ERAGaussian(6 * 0.25)
     for scale in (0.0, 1.0, 3.0):
