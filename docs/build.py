@@ -56,21 +56,30 @@ def api_page(room: str) -> str:
     """What a room hands on, by the module that defines it, each with its docstring."""
     # The core has no names of its own to hand on: the package itself does that.
     package = actinium if room == "core" else importlib.import_module(f"actinium.{room}")
-    modules: dict[str, list[str]] = {}
-    for name in package.__all__:
-        found = getattr(package, name)
-        if name in ("core", *ROOMS):
-            continue
-        if isinstance(found, ModuleType):
-            modules[found.__name__] = public_names(found)
-        else:
-            module, own = home_of(package, name, found)
-            modules.setdefault(module, []).append(own)
+    modules = handed_on(package)
     parts = [f"# actinium.{room}"]
     for module, names in sorted(modules.items()):
         parts.append(f"## {module.rpartition('.')[2]}\n\n{importlib.import_module(module).__doc__}")
         parts += [f"::: {module}.{name}" for name in dict.fromkeys(names)]
     return "\n\n".join(parts) + "\n"
+
+
+def handed_on(package: ModuleType) -> dict[str, list[str]]:
+    """The names that a package hands on, by the module that defines them; those of its sub-rooms as well."""
+    modules: dict[str, list[str]] = {}
+    for name in package.__all__:
+        found = getattr(package, name)
+        if name in ("core", *ROOMS):
+            continue
+        if not isinstance(found, ModuleType):
+            module, own = home_of(package, name, found)
+            modules.setdefault(module, []).append(own)
+        elif hasattr(found, "__path__") and hasattr(found, "__all__"):
+            for module, names in handed_on(found).items():
+                modules.setdefault(module, []).extend(names)
+        else:
+            modules[found.__name__] = public_names(found)
+    return modules
 
 
 def home_of(package: ModuleType, name: str, found: Any) -> tuple[str, str]:

@@ -41,7 +41,7 @@ class Decisions:
 
     of: Mapping[str, Decision]
     written: Mapping[str, Rule]
-    _kept: dict[int, tuple[Any, int, int, Tensor]] = field(default_factory=dict, repr=False)
+    _kept: dict[int, tuple[Any, tuple[Any, ...], Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def last_scores(self) -> dict[str, dict[str, Tensor]]:
@@ -74,12 +74,15 @@ class Decisions:
         asked = [self.of[name] for name in rule.conditions]
         version = sum(one.version for one in asked)
         kept = self._kept.get(id(rule))
-        # Within one call of `generate` the answer is asked for at every site and token, and stays.
-        if kept is not None and now.generation is not None and kept[:3] == (now.generation, version, now.batch):
-            return kept[3]
+        # The answer is asked for at every site and token: it stays within one call of `generate`, or within one pass
+        # where the call is not known, and what counts as another tower.
+        of = now if now.generation is None else now.generation
+        place = (version, now.batch, where.site.stack, where.site.layer is None)
+        if kept is not None and kept[0] is of and kept[1] == place:
+            return kept[2]
         holds = rule.holds({name: self.of[name](where) for name in rule.conditions})
         if all(one.settled(where) for one in asked):
-            self._kept[id(rule)] = (now.generation, version, now.batch, holds)
+            self._kept[id(rule)] = (of, place, holds)
         return holds
 
 

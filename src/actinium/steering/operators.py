@@ -296,11 +296,12 @@ class Gate(Edit):
 
     def change(self, x: Tensor, where: Where) -> Tensor:
         """Edit the rows where the condition holds."""
-        holds = self.condition(where).to(x.device)
+        holds = self.condition(where)
         if holds.shape != x.shape[:1] or holds.dtype != torch.bool:
             raise InputError(
                 f"Gate: the condition gave {holds.dtype} of shape {tuple(holds.shape)}, not bool ({len(x)},)"
             )
         if not bool(holds.any()):
             return x
-        return torch.where(holds.view(-1, *[1] * (x.ndim - 1)), self.edit(x, where), x)
+        new = self.edit(x, where)
+        return new if bool(holds.all()) else torch.where(holds.to(x.device).view(-1, *[1] * (x.ndim - 1)), new, x)
