@@ -45,10 +45,25 @@ def test_every_function_has_kernels_of_its_own():
     torch.compiler.reset()
     counts = torch._dynamo.utils.counters["stats"]
     before = counts["unique_graphs"]
-    names = ["relu", "gelu", "silu", "mish", "golu", "tanh", "elu", "selu", "softplus", "softsign", "sigmoid", "relu6"]
+    names = ["celu", "gelu", "silu", "mish", "golu", "erf", "elu", "selu", "softplus", "softsign", "hardswish", "relu6"]
     for name in names:
         ac.functions.get(name, fused=True)(torch.randn(64, requires_grad=True))
     assert counts["unique_graphs"] - before == len(names)
+
+
+def test_what_is_one_operation_is_not_compiled():
+    torch.compiler.reset()
+    counts = torch._dynamo.utils.counters["stats"]
+    before = counts["unique_graphs"]
+    x = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    for name in ("relu", "tanh", "sigmoid", "identity", "growing exponential"):
+        fused, plain = (ac.functions.get(name, fused=f) for f in (True, False))
+        assert torch.equal(fused(x), plain(x)) and kept(fused, x) <= 4
+    assert counts["unique_graphs"] == before
+    # Half precision is three operations, and the logarithm of the sigmoid keeps a second tensor.
+    ac.functions.get("tanh", fused=True)(x.bfloat16())
+    ac.functions.get("logsigmoid", fused=True)(x)
+    assert counts["unique_graphs"] == before + 2
 
 
 def test_learnt_parameters_get_their_gradients_and_a_model_around_is_compiled_whole():

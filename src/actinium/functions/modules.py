@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from actinium.core.errors import InputError
 from actinium.functions.registry import ActivationSpec, check_input, checked, evaluate
@@ -46,9 +47,38 @@ def _compiled(spec: ActivationSpec, whole: tuple[tuple[str, int], ...]) -> Calla
     return torch.compile(fused, backend=_recomputing)
 
 
+class _Kernels(TorchDispatchMode):
+    """Notes what each operation gives while a function is evaluated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        if func is not torch.ops.aten.detach.default:
+            self.given.append(given)
+        return given
+
+
+@cache
+def _is_one_kernel(spec: ActivationSpec, dtype: torch.dtype) -> bool:
+    """Whether a function and its derivative are one operation of PyTorch each: compiled they would be slower."""
+    if spec.parameters:
+        return False
+    x, slope = torch.zeros(2, dtype=dtype, requires_grad=True), torch.ones(2, dtype=dtype)
+    with torch.enable_grad(), _Kernels() as forward:
+        y = evaluate(spec, x, {})
+    if len(forward.given) != 1 or not isinstance(forward.given[0], Tensor) or not y.requires_grad:
+        return False
+    with _Kernels() as backward:
+        torch.autograd.grad(y, x, slope)
+    return len(backward.given) <= 1
+
+
 def _fused(spec: ActivationSpec, x: Tensor, parameters: Mapping[str, Any]) -> Tensor:
-    if torch.compiler.is_compiling():
-        return evaluate(spec, x, parameters)  # the kernel around it is the fused one
+    if torch.compiler.is_compiling() or _is_one_kernel(spec, x.dtype):
+        return evaluate(spec, x, parameters)  # the kernel around it, or its own, is the fused one
     whole = tuple((name, value) for name, value in parameters.items() if type(value) is int)
     others = {name: value for name, value in parameters.items() if type(value) is not int}
     return _compiled(spec, whole)(x, others)
@@ -66,7 +96,7 @@ class Activation(nn.Module):
         num_parameters: 1, or the size of `channel_dim`.
         channel_dim: dimension of the channels.
         trainable: make every parameter trainable (True) or none (False); as published if not given.
-        fused: compile forward and backward.
+        fused: compile forward and backward, unless both are one operation of PyTorch.
         parameters: (initial) values: numbers, or tensors (num_parameters,).
 
     Raises:

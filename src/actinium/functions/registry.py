@@ -345,7 +345,7 @@ def get(
         num_parameters: 1, or the size of `channel_dim`: one value of each trainable parameter for each channel.
         channel_dim: dimension of the channels; -1 for the units of a linear layer.
         trainable: make every parameter trainable (True) or none (False); as published if not given.
-        fused: compile forward and backward into one kernel each (`torch.compile`).
+        fused: compile forward and backward into one kernel each (`torch.compile`), where they are not one already.
         parameters: (initial) values.
 
     Raises:
