@@ -130,3 +130,35 @@ def test_wrong_settings_are_refused():
         nf_resnet("small", widths=(8,))
     with pytest.raises(UnknownNameError):
         nf_resnet("small", stem="imagenets")
+
+
+def test_regnets_have_the_released_sizes():
+    net = signal.nf_regnet("B0")
+    blocks = list(net.blocks)
+    assert len(blocks) == 16 and net.head.in_features == 1280 * 330 // 440
+    # Inner widths by hand: 36 x 1, then 36 x 2.25 = 81, 78 x 2.25 = 175.5, ..., each down to a multiple of 8.
+    inner = [block.branch[0].out_channels for block in blocks]
+    assert inner[:3] == [32, 80, 168] and inner[-1] == 736
+    assert [b.branch[2].groups for b in blocks[:3]] == [4, 10, 21]
+    assert [i for i, b in enumerate(blocks) if b.shortcut is not None] == [0, 1, 4, 10]
+    assert [b.beta**2 for b in blocks[:5]] == pytest.approx([1, 1.04, 1.04, 1.08, 1.12])
+    # timm's B1, whose widths are rounded otherwise, has 10.2 million parameters.
+    assert sum(p.numel() for p in signal.nf_regnet("B1").parameters()) == pytest.approx(10.22e6, rel=0.05)
+    assert float(net.head.weight.detach().abs().max()) == 0
+    with pytest.raises(UnknownNameError, match="B8"):
+        signal.nf_regnet("B9")
+    with pytest.raises(InputError, match="groups"):
+        signal.NFRegNet(2, (4, 8), (1, 1))
+
+
+def test_branches_of_a_regnet_keep_the_variance_that_they_are_told():
+    torch.manual_seed(0)
+    net = signal.NFRegNet(3, (256, 256), (2, 2), width=1.0, skip_init=False).eval()
+    with torch.no_grad():
+        for block in net.blocks:
+            x = block.beta * torch.randn(4, 256, 16, 16)
+            out = block.branch(block.entry(x) / block.beta)
+            assert float(out.var((0, 2, 3), correction=0).mean()) == pytest.approx(1, rel=0.15)
+            if block.shortcut is None:
+                torch.testing.assert_close(block(x), x + 0.2 * out)
+        assert net(torch.randn(2, 3, 64, 64)).shape == (2, 3)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from actinium.core.errors import InputError, UnknownNameError, unknown
 from actinium.signal.scaled_weights import GainedActivation, ScaledWSConv2d
 
-__all__ = ["NFResNet", "NFResNetBlock", "SqueezeExcite", "expected_variance", "nf_resnet"]
+__all__ = ["NFBlock", "NFResNet", "NFResNetBlock", "SqueezeExcite", "expected_variance", "nf_resnet", "shortcut_of"]
 
 Activation = str | Callable[[Tensor], Tensor]
 DEPTHS: Mapping[str, tuple[int, ...]] = MappingProxyType(
@@ -78,35 +78,25 @@ class SqueezeExcite(nn.Module):
         return 2 * self.gate(x.mean((2, 3)))[:, :, None, None] * x
 
 
-class NFResNetBlock(nn.Module):
-    """Pre-activation residual block without normalisation: x + alpha f(gamma g(x) / beta).
-
-    Where the shape changes, or `transition` asks for it, the shortcut is a standardised 1 x 1 convolution of the
-    scaled activation, and the variance starts again at 1.
+class NFBlock(nn.Module):
+    """Pre-activation residual block of any branch: x + alpha f(gamma g(x) / beta), or a shortcut in the place of x.
 
     Args:
-        in_channels, out_channels: of the block.
-        beta: expected standard deviation of its input; see `expected_variance`.
+        branch: f, which reads the scaled activation.
+        shortcut: what reads it too and stands for x; None: x itself.
+        entry: gamma g.
+        beta: expected standard deviation of the block's input; see `expected_variance`.
         alpha: scale of the residual branch.
-        stride: of the branch's spatial convolution and of the shortcut.
-        bottleneck: width of the inner convolutions by `out_channels` (1 x 1, 3 x 3, 1 x 1); None for two 3 x 3.
-        groups: of the spatial convolution of a bottleneck.
-        activation: g, a name or an elementwise function.
-        gain: gamma; `nonlinearity_gain` of the activation by default.
         scale: "post": gamma g(x) / beta as in the release; "pre": gamma g(x / beta) as in the paper's text. The same
             for ReLU.
-        shortcut: "conv": strided; "pool": 2 x 2 mean first, as in NF-RegNets.
-        transition: shortcut by a convolution; None: only where the shape changes.
-        squeeze_excite: end the branch with `SqueezeExcite`.
         skip_init: multiply the branch by a learned scalar that starts at 0.
         drop: probability that a row of a batch skips the branch in training (stochastic depth, without rescaling).
-        padding_mode: of the 3 x 3 convolutions, "zeros" or "circular".
 
     Raises:
-        InputError: a size, scale or probability is out of range, or a pooled shortcut with a stride other than 1 or 2.
-        UnknownNameError: no such activation, scale or shortcut.
+        InputError: a scale or probability is out of range.
+        UnknownNameError: no such scale.
 
-    Source: Brock, De and Smith, 2021, sections 3 and 4, and the released NFResBlock.
+    Source: Brock, De and Smith, 2021, section 3.
     """
 
     residual_branch = "branch"
@@ -114,52 +104,23 @@ class NFResNetBlock(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        branch: nn.Sequential,
+        shortcut: nn.Module | None,
+        entry: GainedActivation,
         *,
         beta: float = 1.0,
         alpha: float = 0.2,
-        stride: int = 1,
-        bottleneck: float | None = 0.25,
-        groups: int = 1,
-        activation: Activation = "relu",
-        gain: float | None = None,
         scale: str = "post",
-        shortcut: str = "conv",
-        transition: bool | None = None,
-        squeeze_excite: bool = False,
         skip_init: bool = False,
         drop: float = 0.0,
-        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        for what, given, names in (("scale", scale, ("post", "pre")), ("shortcut", shortcut, ("conv", "pool"))):
-            if given not in names:
-                raise UnknownNameError(unknown(what, given, names))
-        if min(in_channels, out_channels, stride) < 1 or not beta > 0 or not alpha >= 0 or not 0 <= drop < 1:
-            raise InputError(
-                "expected channels and stride of 1 or more, beta > 0, alpha >= 0 and 0 <= drop < 1, got "
-                f"{in_channels}, {out_channels}, {stride}, {beta}, {alpha}, {drop}"
-            )
-        if shortcut == "pool" and stride > 2:
-            raise InputError(f"a pooled shortcut halves the image; the stride is 1 or 2, not {stride}")
+        if scale not in ("post", "pre"):
+            raise UnknownNameError(unknown("scale", scale, ("post", "pre")))
+        if not beta > 0 or not alpha >= 0 or not 0 <= drop < 1:
+            raise InputError(f"expected beta > 0, alpha >= 0 and 0 <= drop < 1, got {beta}, {alpha}, {drop}")
         self.alpha, self.beta, self.scale, self.drop = alpha, beta, scale, drop
-        self.entry = GainedActivation(activation, gain)
-        between = partial(GainedActivation, activation, self.entry.gain)
-        self.branch = nn.Sequential(
-            *_convolutions(in_channels, out_channels, stride, bottleneck, groups, between, padding_mode)
-        )
-        if squeeze_excite:
-            self.branch.append(SqueezeExcite(out_channels))
-        changes = stride > 1 or in_channels != out_channels
-        if transition is False and changes:
-            raise InputError("a block that changes its shape needs a transition")
-        self.shortcut: nn.Module | None = None
-        if changes or transition:
-            pooled = shortcut == "pool" and stride > 1
-            conv = ScaledWSConv2d(in_channels, out_channels, 1, stride=1 if pooled else stride)
-            pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
-            self.shortcut = nn.Sequential(pool, conv) if pooled else conv
+        self.entry, self.branch, self.shortcut = entry, branch, shortcut
         self.skip_gain = nn.Parameter(torch.zeros(())) if skip_init else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,6 +136,76 @@ class NFResNetBlock(nn.Module):
     def extra_repr(self) -> str:
         """Scales of the branch and of its input."""
         return f"alpha={self.alpha}, beta={self.beta:.4f}, scale={self.scale!r}"
+
+
+class NFResNetBlock(NFBlock):
+    """The block of an NF-ResNet: two 3 x 3 convolutions or a bottleneck, their weights standardised.
+
+    Where the shape changes, or `transition` asks for it, the shortcut is a standardised 1 x 1 convolution of the
+    scaled activation, and the variance starts again at 1.
+
+    Args:
+        in_channels, out_channels: of the block.
+        stride: of the branch's spatial convolution and of the shortcut.
+        bottleneck: width of the inner convolutions by `out_channels` (1 x 1, 3 x 3, 1 x 1); None for two 3 x 3.
+        groups: of the spatial convolution of a bottleneck.
+        activation: g, a name or an elementwise function.
+        gain: gamma; `nonlinearity_gain` of the activation by default.
+        shortcut: "conv": strided; "pool": 2 x 2 mean first, as in NF-RegNets.
+        transition: shortcut by a convolution; None: only where the shape changes.
+        squeeze_excite: end the branch with `SqueezeExcite`.
+        padding_mode: of the 3 x 3 convolutions, "zeros" or "circular".
+        scales: beta, alpha, scale, skip_init and drop of `NFBlock`.
+
+    Raises:
+        InputError: a size, scale or probability is out of range, or a pooled shortcut with a stride other than 1 or 2.
+        UnknownNameError: no such activation, scale or shortcut.
+
+    Source: Brock, De and Smith, 2021, sections 3 and 4, and the released NFResBlock.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        bottleneck: float | None = 0.25,
+        groups: int = 1,
+        activation: Activation = "relu",
+        gain: float | None = None,
+        shortcut: str = "conv",
+        transition: bool | None = None,
+        squeeze_excite: bool = False,
+        padding_mode: str = "zeros",
+        **scales: Any,
+    ) -> None:
+        if shortcut not in ("conv", "pool"):
+            raise UnknownNameError(unknown("shortcut", shortcut, ("conv", "pool")))
+        if min(in_channels, out_channels, stride) < 1:
+            raise InputError(f"channels and stride are 1 or more, got {in_channels}, {out_channels}, {stride}")
+        if shortcut == "pool" and stride > 2:
+            raise InputError(f"a pooled shortcut halves the image; the stride is 1 or 2, not {stride}")
+        entry = GainedActivation(activation, gain)
+        between = partial(GainedActivation, activation, entry.gain)
+        branch = nn.Sequential(
+            *_convolutions(in_channels, out_channels, stride, bottleneck, groups, between, padding_mode)
+        )
+        if squeeze_excite:
+            branch.append(SqueezeExcite(out_channels))
+        changes = stride > 1 or in_channels != out_channels
+        if transition is False and changes:
+            raise InputError("a block that changes its shape needs a transition")
+        around = shortcut_of(in_channels, out_channels, stride, shortcut) if changes or transition else None
+        super().__init__(branch, around, entry, **scales)
+
+
+def shortcut_of(before: int, after: int, stride: int, kind: str) -> nn.Module:
+    """A standardised 1 x 1 convolution, strided ("conv") or behind a 2 x 2 mean ("pool")."""
+    pooled = kind == "pool" and stride > 1
+    conv = ScaledWSConv2d(before, after, 1, stride=1 if pooled else stride)
+    pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+    return nn.Sequential(pool, conv) if pooled else conv
 
 
 def _convolutions(
