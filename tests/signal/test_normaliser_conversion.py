@@ -8,10 +8,18 @@ import pytest
 import torch
 from torch import nn
 from transformers import RegNetConfig, RegNetForImageClassification, ResNetConfig, ResNetForImageClassification
+from transformers.models.resnet.modeling_resnet import ResNetConvLayer
 
 import actinium as ac
 from actinium.core.errors import InputError
-from actinium.signal import NFBlock, convert_to_nf, expected_variance, nonlinearity_gain, standardise_weight
+from actinium.signal import (
+    GainedActivation,
+    NFBlock,
+    convert_to_nf,
+    expected_variance,
+    nonlinearity_gain,
+    standardise_weight,
+)
 
 
 def resnet(**options):
@@ -154,3 +162,22 @@ def test_what_is_not_known_is_refused():
     net.layer1[0].conv2 = nn.Conv1d(8, 8, 3)
     with pytest.raises(InputError, match="convolutions of images"):
         convert_to_nf(net)
+    with pytest.raises(InputError, match="no residual block is known"):
+        convert_to_nf(Basic(8, 8))  # not a network of blocks
+    net = Net()
+    net.neck = ResNetConvLayer(16, 16)  # behind the blocks, where its norm and activation may matter
+    with pytest.raises(InputError, match=r"neck\.normalization"):
+        convert_to_nf(net)
+    net = Net()
+    net.conv1 = nn.Sequential(net.conv1)
+    with pytest.raises(InputError, match="'conv1' is not known as the stem's convolution"):
+        convert_to_nf(net)
+
+
+def test_a_stem_of_several_convolutions_keeps_the_activations_between_them():
+    model = resnet()
+    model.resnet.embedder.embedder = nn.Sequential(ResNetConvLayer(3, 16), ResNetConvLayer(16, 32))
+    first, second = convert_to_nf(model).resnet.embedder.embedder
+    assert isinstance(first.activation, GainedActivation) and isinstance(second.activation, nn.Identity)
+    assert first.activation.gain == pytest.approx(nonlinearity_gain("relu"))
+    assert isinstance(first.normalization, nn.Identity) and isinstance(second.normalization, nn.Identity)

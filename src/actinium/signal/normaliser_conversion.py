@@ -11,11 +11,13 @@ from torch import nn
 from actinium.core.errors import InputError
 from actinium.core.model import Model
 from actinium.signal.normaliser_free import NFBlock
-from actinium.signal.scaled_weights import GainedActivation, ScaledWSConv2d, nonlinearity_gain
+from actinium.signal.scaled_weights import GainedActivation, ScaledWSConv2d
 
 __all__ = ["convert_to_nf"]
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+STEMS = (("convolution", "normalization", "activation"), ("conv1", "bn1", "relu"))
+"""Names of a stem's convolution, norm and activation."""
 
 
 @dataclass
@@ -51,31 +53,26 @@ def convert_to_nf(
     Source: Brock, De and Smith, 2021, sections 3 and 4.
     """
     module = copy.deepcopy(model.module if isinstance(model, Model) else model)
-    blocks = {name: found for name, part in module.named_modules() if (found := _read(name, part)) is not None}
+    blocks = {name: found for name, part in module.named_modules() if name and (found := _read(name, part)) is not None}
     if not blocks:
-        raise InputError("no residual block is known here: only those of transformers' and torchvision's ResNets are")
-    gains: dict[str, float] = {}
+        raise InputError("no residual block is known here: only those of transformers, or named as torchvision's")
     variance, last = 1.0, list(blocks)[-1]
     for name, found in blocks.items():
-        shown = repr(found.activation)
-        if shown not in gains:
-            gains[shown] = nonlinearity_gain(found.activation)
-        gain = gains[shown]
+        entry = GainedActivation(found.activation)
         branch = nn.Sequential()
         for i, conv in enumerate(found.convolutions):
             if i:
-                branch.append(GainedActivation(found.activation, gain))
+                branch.append(GainedActivation(found.activation, entry.gain))
             branch.append(_standardised(conv))
         shortcut = None if found.shortcut is None else _standardised(found.shortcut)
-        entry = GainedActivation(found.activation, gain)
         block: nn.Module = NFBlock(
             branch, shortcut, entry, beta=variance**0.5, alpha=alpha, scale=scale, skip_init=skip_init
         )
         variance = (1.0 if shortcut is not None else variance) + alpha * alpha
         if name == last:
-            block = nn.Sequential(block, GainedActivation(found.activation, gain))
-        _put(module, name, block.train(module.training))
-    _convert_stem(module)
+            block = nn.Sequential(block, GainedActivation(found.activation, entry.gain))
+        module.set_submodule(name, block.train(module.training))
+    _convert_stem(module, next(iter(blocks)))
     left = [name for name, part in module.named_modules() if isinstance(part, NORMS)]
     if left:
         raise InputError(f"norms stand outside of residual blocks and stem, and it is not known what they hold: {left}")
@@ -126,22 +123,22 @@ def _standardised(conv: nn.Conv2d) -> ScaledWSConv2d:
     return made
 
 
-def _put(module: nn.Module, name: str, part: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(module.get_submodule(parent), last, part)
-
-
-def _convert_stem(module: nn.Module) -> None:
-    """Convolutions with a norm and an activation that stand before the blocks: the convolution alone remains."""
-    for name, part in list(module.named_modules()):
+def _convert_stem(module: nn.Module, first: str) -> None:
+    """Before the first block, convolutions followed by a norm and an activation lose the norm, and the last one of them
+    its activation, which that block brings."""
+    stems: list[tuple[str, ...]] = []
+    for name, part in module.named_modules():
+        if name == first:
+            break
         children = dict(part.named_children())
-        if {"convolution", "normalization", "activation"} == set(children):
-            of, norm, activation = "convolution", "normalization", "activation"
-        elif {"conv1", "bn1", "relu"} <= set(children):
-            of, norm, activation = "conv1", "bn1", "relu"
-        else:
-            continue
         prefix = f"{name}." if name else ""
-        _put(module, prefix + of, _standardised(children[of]))
-        _put(module, prefix + norm, nn.Identity())
-        _put(module, prefix + activation, nn.Identity())
+        stems += [tuple(prefix + each for each in names) for names in STEMS if set(names) <= set(children)]
+    for index, (of, norm, activation) in enumerate(stems):
+        conv = module.get_submodule(of)
+        if not isinstance(conv, nn.Conv2d):
+            raise InputError(f"{of!r} is not known as the stem's convolution: it is {type(conv).__name__}")
+        module.set_submodule(of, _standardised(conv))
+        module.set_submodule(norm, nn.Identity())
+        between = index + 1 < len(stems)
+        old = _out_of_place(module.get_submodule(activation))
+        module.set_submodule(activation, GainedActivation(old) if between else nn.Identity())

@@ -68,6 +68,11 @@ def test_the_cut_policy_keeps_within_its_limits():
     drawn = narrow.rsample((1000,))
     assert float(drawn.abs().max()) <= 1 - 9e-7 and drawn.isfinite().all()
     assert float(narrow.log_prob(torch.zeros(1, 2))) == -40.0
+    half = ac.functions.TruncatedNormalPolicy(torch.tensor([[0.3]]).bfloat16(), torch.tensor([[-1.0]]).bfloat16())
+    full = ac.functions.TruncatedNormalPolicy(torch.tensor([[0.3]]).bfloat16().float(), torch.tensor([[-1.0]]))
+    action = torch.tensor([[0.25]])
+    assert half.rsample().dtype == torch.float32
+    torch.testing.assert_close(half.log_prob(action), full.log_prob(action))
     with pytest.raises(InputError, match="one shape"):
         ac.functions.TruncatedNormalPolicy(torch.zeros(2), torch.zeros(3))
     with pytest.raises(InputError, match="NaN"):

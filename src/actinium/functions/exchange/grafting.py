@@ -167,8 +167,7 @@ class Graft(Estimator):
             new = copy.deepcopy(operator)
             if not self._whole[name]:
                 new = GraftedOperator(new, self._select()[name], self._layouts[name])
-            parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, new)
+            module.set_submodule(name, new)
         if self._cached:
             for config in (getattr(module, "config", None), getattr(module, "generation_config", None)):
                 if config is not None:

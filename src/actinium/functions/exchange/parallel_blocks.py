@@ -142,8 +142,7 @@ def parallelize_blocks(
                 merged.append(BlockPair(block, stack[i + 1]))
             elif i - 1 not in starts:
                 merged.append(block)
-    parent, _, last = blocks.rpartition(".")
-    setattr(module.get_submodule(parent), last, nn.ModuleList(merged))
+    module.set_submodule(blocks, nn.ModuleList(merged))
     paired = Model(module, wrapped.tokenizer, wrapped.processor, wrapped.name) if wrapped is not None else module
     return Graft(paired, sites, select, seed)
 
@@ -153,8 +152,7 @@ def _adapt(block: nn.Module, rank: int) -> None:
     block.requires_grad_(False)
     linear = {name: part for name, part in block.named_modules() if isinstance(part, nn.Linear)}
     for name, part in linear.items():
-        parent, _, last = name.rpartition(".")
-        setattr(block.get_submodule(parent), last, LowRank(part, rank))
+        block.set_submodule(name, LowRank(part, rank))
 
 
 def _stream(output: Any) -> Tensor:

@@ -48,7 +48,7 @@ class Replacement:
     def undo(self) -> None:
         """Put the old modules back; a second call does nothing."""
         for name, module in self._before.items():
-            _put(self._root, name, module)
+            self._root.set_submodule(name, module)
         self._before = {}
 
     def __enter__(self) -> Self:
@@ -135,7 +135,7 @@ def replace(
             fits[name] = fit_to_function(fresh, before, -reach, reach)
         made[name] = _to_device_of(module, fresh)
     for name, fresh in made.items():
-        _put(module, name, fresh)
+        module.set_submodule(name, fresh)
     return Replacement(module, dict(places), fits)
 
 
@@ -179,8 +179,3 @@ def _wanted(old: str | Function | None) -> list[Tensor]:
         raise InputError(f"{function.name} is not elementwise, so that no module is known by its values")
     with torch.no_grad():
         return [function(PROBE)]
-
-
-def _put(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(root.get_submodule(parent), last, module)

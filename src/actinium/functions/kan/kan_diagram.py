@@ -23,7 +23,6 @@ BOX = 0.4
 def draw(
     network: KANNetwork,
     x: Tensor,
-    scores: tuple[list[Tensor], list[Tensor]],
     ax: Any,
     names: Sequence[str] | None,
     beta: float,
@@ -46,8 +45,8 @@ def draw(
         inputs, outputs = network.edges(x)
         entering = [layer.prepare(a) for layer, a in zip(network.layers, inputs, strict=False)]
     edges = [
-        (float(scores[1][number][o, i]), number, o, i)
-        for number, layer in enumerate(network.layers)
+        (float(scores[o, i]), number, o, i)
+        for number, (layer, scores) in enumerate(zip(network.layers, network.edge_scores(x), strict=True))
         for o, i in layer.kept().nonzero().tolist()
     ]
     drawn = sorted(edges, reverse=True)[:limit]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -177,10 +178,9 @@ class SplineKANLayer(CoefficientLayer):
         share = torch.linspace(0, 1, self.grid + 1, dtype=rows.dtype, device=rows.device)
         knots = low[:, None] + share * (high - low)[:, None]
         if grid_eps < 1:
-            ordered, at = rows.sort(0).values, share * (len(rows) - 1)
-            left = at.long().clamp(max=max(len(rows) - 2, 0))
-            quantiles = ordered[left] + (at - left)[:, None] * (ordered[left + 1] - ordered[left])
-            knots = grid_eps * knots + (1 - grid_eps) * quantiles.T
+            # torch.quantile refuses more than 16 million numbers.
+            quantiles = np.quantile(rows.cpu().numpy(), share.cpu().numpy(), axis=0)
+            knots = grid_eps * knots + (1 - grid_eps) * torch.from_numpy(quantiles).T.to(knots)
         if not bool((knots.to(self.knots).diff() > 0).all()):
             raise InputError("an input has so many equal values that knots coincide; take a larger grid_eps")
         self._fit_again(knots)

@@ -185,8 +185,9 @@ class KANNetwork(nn.Module):
             out._drop_nodes(number, nodes[number] < node_th)
         for layer, scores in zip(out.layers, out.edge_scores(x), strict=True):
             layer.drop(scores < edge_th)
-        first = out.layers[0]
-        first.drop((out.scores(x)[0][0] < input_th).expand(first.out_dim, first.in_dim))
+        if input_th:
+            first = out.layers[0]
+            first.drop((out.scores(x)[0][0] < input_th).expand(first.out_dim, first.in_dim))
         while out._drop_lonely():
             pass
         return out
@@ -297,7 +298,7 @@ class KANNetwork(nn.Module):
         Source: Liu et al., 2024, arXiv 2404.19756, section 2.5.1 (visualisation).
         """
         with evaluating(self):
-            return kan_diagram.draw(self, x, self.scores(x), ax, names, beta, limit)
+            return kan_diagram.draw(self, x, ax, names, beta, limit)
 
     def suggest(
         self, x: Tensor, layer: int, output: int, i: int, functions: tuple[str, ...] | None = None

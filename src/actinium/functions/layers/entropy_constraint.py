@@ -46,21 +46,21 @@ def policy_entropy(
     if (logits is None) == (log_std is None) or (mu is not None and log_std is None):
         raise InputError("either logits, or log_std (with or without mu) are needed")
     if logits is not None:
-        terms: Tensor = torch.special.entr(torch.softmax(_given(logits, "logits"), -1))
+        terms: Tensor = torch.special.entr(torch.softmax(widened(logits, "logits"), -1))
         return terms.sum(-1)
     assert log_std is not None
-    width = _given(log_std, "log_std")
+    width = widened(log_std, "log_std")
     if mu is None:
         return (width + NORMAL).sum(-1)
     if mu.shape != width.shape:
         raise InputError(f"mu and log_std have one shape, got {tuple(mu.shape)} and {tuple(width.shape)}")
-    loc, sigma = torch.tanh(_given(mu, "mu")), width.exp()
+    loc, sigma = torch.tanh(widened(mu, "mu")), width.exp()
     a, b = (-1 - loc) / sigma, (1 - loc) / sigma
     mass = (cdf(b) - cdf(a)).clamp(min=torch.finfo(sigma.dtype).tiny)
     return (width + NORMAL + mass.log() + (a * pdf(a) - b * pdf(b)) / (2 * mass)).sum(-1)
 
 
-def _given(x: Any, what: str) -> Tensor:
+def widened(x: Any, what: str) -> Tensor:
     """A tensor (..., D) in float32 or wider, without NaN."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise InputError(f"{what}: a floating-point tensor (..., D) is needed, not {type(x).__name__}")
@@ -110,7 +110,7 @@ class ERAGaussian(nn.Module):
         """(mu, log_std), each (..., D), of a head's two outputs (..., D)."""
         if mu.shape != s.shape:
             raise InputError(f"mu and s have one shape, got {tuple(mu.shape)} and {tuple(s.shape)}")
-        wide = _given(s, "s")
+        wide = widened(s, "s")
         d = s.shape[-1]
         most = d * (self.log_std_max + NORMAL)
         if self.target_entropy > most:
@@ -137,7 +137,7 @@ class ERAGaussian(nn.Module):
             raise InputError("this delta is a constant; make the module with delta='learned'")
         with torch.no_grad():
             self.delta.clamp_(min=0)
-        return self.delta * (_given(entropy, "entropy").detach() - self.target_entropy).mean().to(self.delta)
+        return self.delta * (widened(entropy, "entropy").detach() - self.target_entropy).mean().to(self.delta)
 
 
 def inverse_entropy_term(h: Tensor, exact: bool = False) -> Tensor:
@@ -194,7 +194,7 @@ class ERASoftmax(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """New logits (..., D) of logits (..., D), the smallest of which is 0."""
-        z = _given(logits, "logits")
+        z = widened(logits, "logits")
         h = self.terms(z)
         t = inverse_entropy_term(h, self.inverse == "lambert")
         return (t - t.detach().amin(-1, keepdim=True)).to(logits.dtype)

@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.constraints import Constraint
 
 from actinium.core.errors import InputError
-from actinium.functions.layers.entropy_constraint import policy_entropy
+from actinium.functions.layers.entropy_constraint import policy_entropy, widened
 from actinium.functions.stable import cdf, pdf
 
 __all__ = ["TruncatedNormalPolicy"]
@@ -28,6 +28,8 @@ class TruncatedNormalPolicy(Distribution):
         policy = TruncatedNormalPolicy(*head(mu, s))
         action = policy.rsample()
         loss = (-critic(state, action)).mean()              # no entropy term: the head keeps the entropy up
+
+    Half precision is computed in float32, and so are the actions.
 
     Args:
         mu: (..., D), before the hyperbolic tangent.
@@ -48,10 +50,8 @@ class TruncatedNormalPolicy(Distribution):
         if mu.shape != log_std.shape or mu.ndim < 1:
             shapes = f"{tuple(mu.shape)} and {tuple(log_std.shape)}"
             raise InputError(f"mu and log_std have one shape (..., D), got {shapes}")
-        if bool(mu.isnan().any()) or bool(log_std.isnan().any()):
-            raise InputError("mu or log_std hold NaN")
-        self.mu, self.log_std = mu, log_std
-        self.loc, self.scale = torch.tanh(mu), log_std.exp()
+        self.mu, self.log_std = widened(mu, "mu"), widened(log_std, "log_std")
+        self.loc, self.scale = torch.tanh(self.mu), self.log_std.exp()
         self._below, self._above = (cdf((end - self.loc) / self.scale) for end in (-1.0, 1.0))
         super().__init__(mu.shape[:-1], mu.shape[-1:], validate_args=False)
 

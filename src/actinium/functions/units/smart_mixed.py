@@ -254,8 +254,7 @@ def freeze_selectors(network: nn.Module) -> dict[str, PerNeuronActivation]:
         raise InputError("a selector cannot be exchanged inside of itself; use its freeze()")
     frozen = {name: m.freeze().train(m.training) for name, m in _units(network, GumbelActivationSelector).items()}
     for name, module in frozen.items():
-        parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, module)
+        network.set_submodule(name, module)
     return frozen
 
 
@@ -315,8 +314,7 @@ def apply_choices(
             raise InputError(unknown("module", name, known))
     made = {name: PerNeuronActivation(list(names), pool, dim) for name, names in choices.items()}
     for name, module in made.items():
-        parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, module.train(network.training))
+        network.set_submodule(name, module.train(network.training))
     return made
 
 
